@@ -1,0 +1,103 @@
+"""Files that are either the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["replacing_file", "replacing_folder", "sha256"]
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of `data`, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Gives a path to write to beside `path`, and moves what was written onto `path` at the end.
+
+    If the block raises, what it wrote is removed and `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    written = Path(name)
+    try:
+        yield written
+        written.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide the file from other users
+        _flush(written)
+        written.replace(path)
+        _flush(path.parent)
+    finally:
+        written.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path`, and puts it in the place of `path` at the end.
+
+    An existing folder is swapped with the new one in one step where the system can (Linux), so a
+    crash at any point leaves one of the two whole. If the block raises, `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield written
+        written.chmod(0o777 & ~_umask())
+        for file in written.iterdir():
+            _flush(file)
+        _flush(written)
+        if path.exists():
+            _exchange(written, path)
+        else:
+            written.rename(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)  # after an exchange, the old contents
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swaps two folders: atomically by renameat2(2), elsewhere by three renames."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        renameat2 = getattr(libc, "renameat2", None)  # glibc 2.28 and later
+        if renameat2 is not None:
+            if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+                return
+            code = ctypes.get_errno()
+            if code not in (errno.EINVAL, errno.ENOSYS):  # what file systems without it answer
+                raise OSError(code, os.strerror(code), str(other))
+    aside = one.with_name(one.name + ".old")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _flush(path: Path) -> None:
+    """Waits until the disk has the file, or the folder's entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some file systems refuse fsync on a folder
+        if error.errno not in (errno.EINVAL, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,206 @@
+"""Model files: `save` writes one, `load_checkpoint` reads it without running anything in it.
+
+A `.pt` file is a dictionary of plain values and tensors, read with
+`torch.load(weights_only=True)` alone. A `.safetensors` file holds the same tensors, and the rest
+as JSON in its metadata. State dicts of the reference ReLU-KAN are recognised by their keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._files import replacing_file
+from .errors import CheckpointError, InputError, MissingDependencyError
+from .importers import relu_kan
+from .spec import KanSpec, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .model import ReLUKAN
+
+__all__ = ["Checkpoint", "load_checkpoint", "save"]
+
+_FORMAT = "relukan-deploy checkpoint"
+_VERSION = 1
+_MEANING = ("task", "columns", "targets", "labels")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A network read from a file.
+
+    Attributes:
+        model: the network, on the CPU, in the dtype it was saved in.
+        task, columns, targets, labels: as in `KanSpec`.
+        kind: "relukan-deploy", or the library whose file it was.
+    """
+
+    model: ReLUKAN
+    task: Task = "regression"
+    columns: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    kind: str = "relukan-deploy"
+
+    def spec(self) -> KanSpec:
+        """The network in float64, as everything downstream reads it."""
+        return self.model.spec(**{name: getattr(self, name) for name in _MEANING})
+
+
+def save(
+    model: ReLUKAN,
+    path: str | Path,
+    *,
+    task: Task = "regression",
+    columns: tuple[str, ...] | None = None,
+    targets: tuple[str, ...] | None = None,
+    labels: tuple[str, ...] | None = None,
+) -> None:
+    """Writes a checkpoint to `path`, replacing what was there only when it is complete.
+
+    Args:
+        model: the network; its device does not matter.
+        path: ends in .safetensors for that format; anything else is written by `torch.save`.
+        task, columns, targets, labels: as in `KanSpec`.
+
+    Raises:
+        InputError: columns or labels do not fit the network, or a weight is not finite.
+    """
+    import torch
+
+    path = Path(path)
+    meaning = {"task": task, "columns": columns, "targets": targets, "labels": labels}
+    model.spec(**meaning)  # what could not be exported is not written
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "config": model.config,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in meaning.items()},
+    }
+    with replacing_file(path) as written:
+        if path.suffix == ".safetensors":
+            _safetensors().save_file(state, written, metadata={"relukan": json.dumps(header)})
+        else:
+            torch.save({**header, "state_dict": state}, written)
+
+
+def load_checkpoint(path: str | Path, *, grid: int | None = None, order: int | None = None) -> Checkpoint:
+    """Reads a checkpoint of this project, or a state dict of the reference ReLU-KAN.
+
+    Args:
+        path: a .pt or .safetensors file.
+        grid, order: only for a reference state dict whose intervals were trained.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not such a checkpoint.
+        MissingDependencyError: torch, or safetensors, is not installed.
+    """
+    path = Path(path)
+    content = _read(path)
+    if relu_kan.matches(content):
+        try:
+            return Checkpoint(relu_kan.load(content, grid=grid, order=order), kind="relu_kan")
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    if grid is not None or order is not None:
+        raise CheckpointError(f"{path} holds its own grid and order: leave out --grid and --order")
+    return _from_content(path, content)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError("Reading a checkpoint", "torch", "export") from error
+    if not path.is_file():
+        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: expected a model file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly anything here, by what is wrong with the file
+        reason = str(error).split("\n", 1)[0][:200]
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            advice = (
+                "it holds pickled Python objects, which are never run here. "
+                "Save weights alone: relukan_deploy.save(model, path), or torch.save(model.state_dict(), path)"
+            )
+        else:
+            advice = f"it is not a PyTorch file, or is truncated ({reason})"
+        raise CheckpointError(f"{path} cannot be read: {advice}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors"
+        )
+    return content
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    safetensors = _safetensors()
+    try:
+        state = safetensors.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("relukan", "null"))
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read: it is not a safetensors file, or is truncated ({error})"
+        ) from error
+    return state if header is None else {**header, "state_dict": state}
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingDependencyError("A .safetensors checkpoint", "safetensors", "train") from error
+    return safetensors.torch
+
+
+def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+    from .model import ReLUKAN
+
+    if content.get("format") != _FORMAT:
+        keys = ", ".join(map(str, list(content)[:4])) or "none"
+        raise CheckpointError(
+            f"{path} is not a checkpoint of relukan-deploy nor of the reference ReLU-KAN (its keys: {keys} …). "
+            "Write one with relukan_deploy.save(model, path)"
+        )
+    if content.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {content.get('version')!r}, this release reads {_VERSION}: upgrade relukan-deploy"
+        )
+    try:
+        config, state = dict(content["config"]), dict(content["state_dict"])
+        meaning = {name: content[name] for name in _MEANING}
+        has_range = "layers.0.input_range" in state
+        unit = [[0.0, 1.0]] * config["widths"][0] if has_range else None
+        model = ReLUKAN(**config, input_range=unit)
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise CheckpointError(f"{path} is damaged: its configuration is incomplete or wrong ({error})") from error
+    _check_state(path, model.state_dict(), state)
+    model = model.to(next(iter(state.values())).dtype)
+    model.load_state_dict(state)
+    checkpoint = Checkpoint(model, **{k: tuple(v) if isinstance(v, list) else v for k, v in meaning.items()})
+    try:
+        checkpoint.spec()
+    except InputError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return checkpoint
+
+
+def _check_state(path: Path, expected: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or unknown:
+        raise CheckpointError(
+            f"{path} is damaged: tensors missing: {missing or 'none'}, not expected: {unknown or 'none'}"
+        )
+    for key, tensor in expected.items():
+        shape = tuple(getattr(state[key], "shape", ()))
+        if shape != tuple(tensor.shape):
+            raise CheckpointError(f"{path} is damaged: {key} is {shape}, its configuration says {tuple(tensor.shape)}")

@@ -1,0 +1,1 @@
+"""Networks trained with other libraries: one file each, from its state dict to a network here."""

@@ -1,0 +1,190 @@
+"""KanSpec: the one description of a network that every later step reads.
+
+A checkpoint becomes a `KanSpec`; exporters lower it, and `KanSpec.evaluate` is the float64
+reference that every artifact is compared with. Frozen, and numpy only.
+
+A layer maps x ``(batch, in)`` to y ``(batch, out)`` by
+
+    y_o = b_o + Σ_i Σ_j C_oij B_ij(x_i)
+    B_ij(x) = [ 4 · ReLU(e_ij − x) · ReLU(x − s_ij) / (e_ij − s_ij)² ]²
+
+B is ReLU-KAN's bump (Qiu et al. 2024, arXiv:2406.02075, eq. 9) in the normalisation 16/(e−s)⁴,
+whose peak is 1. Any other normalisation is a factor on the coefficients, so C is in every case
+the height of the bump, whatever the scale of the input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError
+
+__all__ = ["KanSpec", "LayerSpec", "Task"]
+
+Task = Literal["regression", "classification"]
+Float64Array = NDArray[np.float64]
+
+# Rows are evaluated in blocks, so that the (rows, in, K) basis stays near this many numbers.
+_BLOCK_ELEMENTS = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerSpec:
+    """One ReLU-KAN layer: K bumps on each input, a coefficient for each output and bump.
+
+    Args:
+        starts: s, ``(in, K)``, in the units of the layer's input.
+        ends: e, ``(in, K)``. A bump with s ≥ e (training can cross them) is identically zero.
+        coefficients: C, ``(out, in, K)``: the bump's contribution at its peak.
+        bias: b, ``(out,)``.
+
+    All are stored as read-only float64 arrays.
+
+    Raises:
+        InputError: the shapes do not fit together, or a number is not finite.
+    """
+
+    starts: Float64Array
+    ends: Float64Array
+    coefficients: Float64Array
+    bias: Float64Array
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            array = np.array(getattr(self, field.name), dtype=np.float64)  # a copy of our own
+            if not np.isfinite(array).all():
+                raise InputError(f"{field.name} must be finite, got NaN or infinity in an array of {array.shape}")
+            array.flags.writeable = False
+            object.__setattr__(self, field.name, array)
+        fits = (
+            self.coefficients.ndim == 3
+            and self.starts.shape == self.ends.shape == self.coefficients.shape[1:]
+            and self.bias.shape == self.coefficients.shape[:1]
+        )
+        if not fits:
+            raise InputError(
+                "a layer needs starts (in, K), ends (in, K), coefficients (out, in, K) and bias (out,), got "
+                f"{self.starts.shape}, {self.ends.shape}, {self.coefficients.shape} and {self.bias.shape}"
+            )
+
+    @property
+    def in_features(self) -> int:
+        return self.coefficients.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.coefficients.shape[0]
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """``(in, K)``: the bumps that can contribute: s < e, and some coefficient is not zero."""
+        return (self.starts < self.ends) & self.coefficients.any(axis=0)
+
+    def evaluate(self, x: Float64Array) -> Float64Array:
+        """y ``(batch, out)`` for x ``(batch, in)``, in float64."""
+        width = self.ends - self.starts
+        crossed = width <= 0
+        scale = 4.0 / np.where(crossed, 1.0, width) ** 2  # (in, K)
+        scale[crossed] = 0.0
+        x = x[:, :, np.newaxis]  # (batch, in, 1)
+        rising = np.maximum(x - self.starts, 0.0)  # (batch, in, K)
+        falling = np.maximum(self.ends - x, 0.0)  # (batch, in, K)
+        bumps = (scale * falling * rising) ** 2  # (batch, in, K)
+        flat = bumps.reshape(len(bumps), -1)  # (batch, in·K)
+        result: Float64Array = flat @ self.coefficients.reshape(self.out_features, -1).T + self.bias
+        return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KanSpec:
+    """A ReLU-KAN and what its inputs and outputs mean.
+
+    Args:
+        layers: at least one; each layer's inputs are the outputs of the one before.
+        task: for "classification" the outputs are logits, one for each label.
+        columns: names of the inputs in order, or None if they were never named.
+        targets: names of the outputs (regression), or the one label column (classification).
+        labels: class names in the order of the outputs; None for a regression.
+
+    Raises:
+        InputError: layers, columns or labels do not fit together.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    task: Task = "regression"
+    columns: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise InputError("a network needs at least one layer, got none")
+        for index, (layer, following) in enumerate(zip(self.layers, self.layers[1:], strict=False)):
+            if layer.out_features != following.in_features:
+                raise InputError(
+                    f"layer {index} has {layer.out_features} outputs but layer {index + 1} "
+                    f"expects {following.in_features} inputs"
+                )
+        if self.task not in ("regression", "classification"):
+            raise InputError(f"task must be 'regression' or 'classification', got {self.task!r}")
+        _check_names("columns", self.columns, self.in_features, "inputs")
+        _check_names("labels", self.labels, self.out_features, "outputs")
+
+    @property
+    def in_features(self) -> int:
+        return self.layers[0].in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.layers[-1].out_features
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Features before, between and after the layers: ``(in, hidden…, out)``."""
+        return (self.in_features, *(layer.out_features for layer in self.layers))
+
+    @property
+    def domain(self) -> Float64Array:
+        """``(in, 2)``: for each input, the interval outside which it no longer matters.
+
+        Beyond it every bump of that input is zero, silently. An input that never matters has
+        the empty interval (inf, -inf).
+        """
+        first = self.layers[0]
+        low = np.where(first.live, first.starts, np.inf).min(axis=1, initial=np.inf)
+        high = np.where(first.live, first.ends, -np.inf).max(axis=1, initial=-np.inf)
+        return np.stack([low, high], axis=1)
+
+    def evaluate(self, x: ArrayLike) -> Float64Array:
+        """The float64 reference: y ``(batch, out)`` for x ``(batch, in)``.
+
+        Raises:
+            InputError: x is not ``(batch, in)``.
+        """
+        rows = np.asarray(x, dtype=np.float64)
+        if rows.ndim != 2 or rows.shape[1] != self.in_features:
+            raise InputError(f"x must be (batch, {self.in_features}), got {rows.shape}")
+        largest = max(layer.starts.size for layer in self.layers)
+        step = max(1, _BLOCK_ELEMENTS // max(1, largest))
+        blocks = []
+        for begin in range(0, len(rows), step):
+            block = rows[begin : begin + step]
+            for layer in self.layers:
+                block = layer.evaluate(block)
+            blocks.append(block)
+        return np.concatenate(blocks) if blocks else np.empty((0, self.out_features))
+
+
+def _check_names(kind: str, names: Sequence[str] | None, count: int, what: str) -> None:
+    if names is None:
+        return
+    if len(names) != count:
+        raise InputError(f"{kind} must name all {count} {what}, got {len(names)} names")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{kind} must be different from each other, but {', '.join(map(repr, repeated))} repeat")
