@@ -173,7 +173,8 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         )
     if content.get("version") != _VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint version {content.get('version')!r}, this release reads {_VERSION}: upgrade relukan-deploy"
+            f"{path} has checkpoint version {content.get('version')!r}, this release reads {_VERSION}: "
+            "upgrade relukan-deploy"
         )
     try:
         config, state = dict(content["config"]), dict(content["state_dict"])
@@ -186,7 +187,8 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     _check_state(path, model.state_dict(), state)
     model = model.to(next(iter(state.values())).dtype)
     model.load_state_dict(state)
-    checkpoint = Checkpoint(model, **{k: tuple(v) if isinstance(v, list) else v for k, v in meaning.items()})
+    named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in meaning.items()}
+    checkpoint = Checkpoint(model, **named)
     try:
         checkpoint.spec()
     except InputError as error:

@@ -8,7 +8,8 @@ product over in·K, the same numbers at a tenth of the time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -171,7 +172,7 @@ class ReLUKAN(nn.Module):
             "normalization": normalization,
             "train_intervals": train_intervals,
         }
-        self.layers = nn.ModuleList(
+        layers = [
             ReLUKANLayer(
                 in_features,
                 out_features,
@@ -181,9 +182,10 @@ class ReLUKAN(nn.Module):
                 train_intervals=train_intervals,
                 input_range=None if index else input_range,
             )
-            for index, (in_features, out_features) in enumerate(zip(widths, widths[1:], strict=False))
-        )
-        for layer in self.layers[:-1]:
+            for index, (in_features, out_features) in enumerate(itertools.pairwise(widths))
+        ]
+        self.layers = nn.ModuleList(layers)
+        for layer in layers[:-1]:
             nn.init.constant_(layer.bias, 0.5)  # hidden activations begin in the middle of the next grid
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,9 +194,12 @@ class ReLUKAN(nn.Module):
             x = layer(x)
         return x
 
+    def _layers(self) -> Iterable[ReLUKANLayer]:
+        return self.layers  # type: ignore[return-value]  # nn.ModuleList forgets what it holds
+
     def spec(self, **meaning: Any) -> KanSpec:
         """The network as a `KanSpec`; keyword arguments (task, columns, …) are passed on to it."""
-        return KanSpec(layers=tuple(layer.spec() for layer in self.layers), **meaning)
+        return KanSpec(layers=tuple(layer.spec() for layer in self._layers()), **meaning)
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -16,6 +16,7 @@ the height of the bump, whatever the scale of the input.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -74,11 +75,11 @@ class LayerSpec:
 
     @property
     def in_features(self) -> int:
-        return self.coefficients.shape[1]
+        return int(self.coefficients.shape[1])
 
     @property
     def out_features(self) -> int:
-        return self.coefficients.shape[0]
+        return int(self.coefficients.shape[0])
 
     @property
     def live(self) -> NDArray[np.bool_]:
@@ -124,7 +125,7 @@ class KanSpec:
     def __post_init__(self) -> None:
         if not self.layers:
             raise InputError("a network needs at least one layer, got none")
-        for index, (layer, following) in enumerate(zip(self.layers, self.layers[1:], strict=False)):
+        for index, (layer, following) in enumerate(itertools.pairwise(self.layers)):
             if layer.out_features != following.in_features:
                 raise InputError(
                     f"layer {index} has {layer.out_features} outputs but layer {index + 1} "
