@@ -1,0 +1,46 @@
+"""What every command shares: its parser's form, and how errors become messages and exit codes.
+
+Exit codes: 0 done; 1 unexpected; 2 usage or bad input; 3 parity out of tolerance; 4 a needed
+package, GPU or driver is missing; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from .. import __version__
+from ..errors import RelukanError
+
+__all__ = ["console", "make_parser", "run"]
+
+# People read standard error; standard output is for what the next program reads.
+console = Console(stderr=True, highlight=False)
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser with --version, in the form all commands share."""
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser.add_argument("--version", action="version", version=f"relukan-deploy {__version__}")
+    return parser
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses `argv`, runs the command, and returns the exit code. Other errors keep their traceback."""
+    arguments = parser.parse_args(argv)
+    try:
+        command(arguments)
+    except RelukanError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    return 0
