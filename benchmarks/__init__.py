@@ -1,0 +1,1 @@
+"""Benchmarks; each script runs from the root of the repository as `python -m benchmarks.NAME`."""

@@ -1,0 +1,136 @@
+"""Every form and layout of the four-operator graph, timed and checked: what the exporter's choice rests on.
+
+    python -m benchmarks.forms [--quick] [--json FILE]
+
+ONNX Runtime on one CPU thread. Times are those of float32; errors are given in float32 and float16,
+as the largest difference from the float64 reference over the largest answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from relukan_deploy.exporters.lowering import choose_form
+from relukan_deploy.exporters.to_onnx import to_onnx
+from relukan_deploy.spec import Form, KanSpec, Layout, Precision
+
+from ._networks import trained_like
+from ._report import header, micro, new_console, print_header, session, write_json
+from ._timing import measure, ratio
+
+NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10), (784, 64, 10))
+BATCHES = (1, 16, 64, 256, 1024)
+LAYOUTS: tuple[Layout, ...] = ("batch-last", "batch-major")
+FORMS: tuple[Form, ...] = ("direct", "quadratic")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+PACKAGES = ("onnxruntime", "onnx", "numpy")
+VARIANTS = {f"{layout} {form}": (layout, form) for layout, form in itertools.product(LAYOUTS, FORMS)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forms", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a short run, with wider spreads")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
+    options = parser.parse_args(arguments)
+    console = new_console()
+    values = header("forms", PACKAGES)
+    print_header(console, values)
+    errors, results = [], []
+    for widths in NETWORKS:
+        spec = trained_like(widths).spec()
+        errors.append({"network": list(widths), "errors": measure_errors(spec)})
+        graphs = {name: to_onnx(spec, layout=layout, form=form) for name, (layout, form) in VARIANTS.items()}
+        results += [time_batch(spec, graphs, batch, quick=options.quick) for batch in BATCHES]
+    print_errors(console, errors)
+    print_times(console, results)
+    if options.json:
+        write_json(options.json, {**values, "threads": 1, "errors": errors, "results": results})
+
+
+def prepared(x: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """x ``(batch, in)`` as the graph takes it."""
+    if layout == "batch-last":
+        return np.ascontiguousarray(x.T)[np.newaxis, :, np.newaxis, :]  # (1, in, 1, batch)
+    return np.ascontiguousarray(x)[:, :, np.newaxis]  # (batch, in, 1)
+
+
+def measure_errors(spec: KanSpec) -> dict[str, dict[str, float]]:
+    """By precision and variant: the largest difference from the reference over the largest answer.
+
+    Inputs are rounded to the precision first, so that it is the graph's error and not the input's.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for precision in PRECISIONS:
+        dtype = np.float16 if precision == "fp16" else np.float32
+        x = np.random.default_rng(1).uniform(-0.2, 1.2, (512, spec.in_features)).astype(dtype)
+        expected = spec.evaluate(x)
+        found[precision] = {}
+        for name, (layout, form) in VARIANTS.items():
+            graph = session(to_onnx(spec, layout=layout, form=form, precision=precision))
+            y = graph.run(None, {"x": prepared(x, layout)})[0].astype(np.float64)
+            y = y[0, :, 0].T if layout == "batch-last" else y[:, :, 0]  # (batch, out)
+            found[precision][name] = float(np.abs(y - expected).max() / np.abs(expected).max())
+    return found
+
+
+def time_batch(spec: KanSpec, graphs: dict[str, bytes], batch: int, *, quick: bool) -> dict[str, Any]:
+    x = np.random.default_rng(2).uniform(0, 1, (batch, spec.in_features)).astype(np.float32)
+    calls = {name: graph_call(graph, prepared(x, VARIANTS[name][0])) for name, graph in graphs.items()}
+    timings = measure(calls, rounds=5 if quick else 15, burst=0.01 if quick else 0.03)
+    chosen: dict[str, Any] = {}
+    for layout in LAYOUTS:
+        form = choose_form(spec, layout=layout, precision="fp32", batch=batch, engine=False)
+        other = next(candidate for candidate in FORMS if candidate != form)
+        gain = ratio(timings[f"{layout} {other}"], timings[f"{layout} {form}"])
+        chosen[layout] = {"form": form, "other over chosen": dataclasses.asdict(gain)}
+    return {
+        "network": list(spec.widths),
+        "batch": batch,
+        "chosen": chosen,
+        "seconds": {name: dataclasses.asdict(timing) for name, timing in timings.items()},
+    }
+
+
+def graph_call(graph: bytes, x: NDArray[Any]) -> Callable[[], object]:
+    run = session(graph).run
+    return lambda: run(None, {"x": x})
+
+
+def print_errors(console: Console, errors: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="Largest difference from the float64 reference / largest answer")
+    for column in ("network", "precision", *VARIANTS):
+        table.add_column(column, justify="right")
+    for entry in errors:
+        for precision, by_variant in entry["errors"].items():
+            table.add_row(str(entry["network"]), precision, *(f"{by_variant[name]:.1e}" for name in VARIANTS))
+    console.print(table)
+
+
+def print_times(console: Console, results: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="Median time of one call in float32, µs (spread of the rounds)")
+    for column in ("network", "batch", *VARIANTS, "chosen for batch-last", "other form / chosen"):
+        table.add_column(column, justify="right")
+    for result in results:
+        cells = []
+        for name in VARIANTS:
+            timing = result["seconds"][name]
+            cells.append(f"{micro(timing['median'])} ({timing['spread']:.0%})")
+        chosen = result["chosen"]["batch-last"]
+        gain = chosen["other over chosen"]
+        cells += [chosen["form"], f"{gain['median']:.2f} ({gain['low']:.2f}–{gain['high']:.2f})"]
+        table.add_row(str(result["network"]), str(result["batch"]), *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
