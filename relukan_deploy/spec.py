@@ -25,9 +25,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
 
-__all__ = ["KanSpec", "LayerSpec", "Task"]
+__all__ = ["Form", "KanSpec", "LayerSpec", "Layout", "Precision", "Task"]
 
 Task = Literal["regression", "classification"]
+# What an artifact is written in; exporters/lowering.py explains them.
+Layout = Literal["batch-last", "batch-major"]
+Form = Literal["direct", "quadratic"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Float64Array = NDArray[np.float64]
 
 # Rows are evaluated in blocks, so that the (rows, in, K) basis stays near this many numbers.

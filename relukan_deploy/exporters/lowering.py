@@ -42,13 +42,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, MissingDependencyError
-from ..spec import KanSpec, LayerSpec
+from ..spec import Form, KanSpec, LayerSpec, Layout, Precision
 
-__all__ = ["Form", "Graph", "Layout", "Node", "Precision", "choose_form", "lower", "storage_dtype"]
+__all__ = ["Graph", "Node", "choose_form", "lower", "storage_dtype"]
 
-Layout = Literal["batch-last", "batch-major"]
-Form = Literal["direct", "quadratic"]
-Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Float64Array = NDArray[np.float64]
 
 # From this batch size on the quadratic form is the faster one on a CPU (benchmarks/forms.py).

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import BuildError, InputError, MissingDependencyError
-from ..spec import KanSpec
-from .lowering import Float64Array, Form, Graph, Layout, Precision, lower, storage_dtype
+from ..spec import Form, KanSpec, Layout, Precision
+from .lowering import Float64Array, Graph, lower, storage_dtype
 
 __all__ = ["OPERATORS", "count_operators", "to_onnx"]
 

@@ -1,0 +1,251 @@
+"""The bundle: a folder with a network's artifacts, its golden answers, and what is known of them.
+
+    model.onnx       the graph
+    model.engine     the TensorRT engine, raw, if there is one
+    golden.npz       x (rows, in) float32 and the float64 reference's y (rows, out)
+    manifest.json    everything else, with the SHA-256 of each file above and of itself
+
+Opening a bundle reads every file once and refuses it if a byte has changed. Writing one puts a
+complete new folder in the place of the old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import io
+import json
+import typing
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._files import replacing_folder, sha256
+from .errors import BundleError
+from .spec import Form, Layout, Precision, Task
+
+__all__ = ["Artifact", "ArtifactKind", "Bundle", "Manifest", "open_bundle", "replacing_bundle", "write_manifest"]
+
+MANIFEST, ONNX, ENGINE, GOLDEN = "manifest.json", "model.onnx", "model.engine", "golden.npz"
+SCHEMA_VERSION = 1
+_FORMAT = "relukan-deploy bundle"
+_NO_DIGEST = "0" * 64
+
+ArtifactKind = Literal["onnx", "tensorrt", "tensorrt-rtx"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """One file that computes the network.
+
+    Attributes:
+        file: its name in the bundle.
+        kind: what runs it.
+        precision, layout, form: how it was written; see exporters/lowering.py.
+        batch: an engine's smallest, most frequent and largest batch; None for any batch.
+        tolerance: the largest error allowed, relative to max(1, max|y|).
+        verified: whether it was run and compared with the float64 reference.
+        reason: why it was not verified, or None.
+        parity: the figures of that comparison, or None.
+        details: operators, versions, GPU, build time: for people and other tools to read.
+    """
+
+    file: str
+    kind: ArtifactKind
+    precision: Precision
+    layout: Layout
+    form: Form
+    tolerance: float
+    batch: tuple[int, int, int] | None = None
+    verified: bool = False
+    reason: str | None = None
+    parity: Mapping[str, Any] | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says.
+
+    Attributes:
+        widths: features before, between and after the layers.
+        task, columns, targets, labels: as in `KanSpec`.
+        domain: for each input the interval outside which it no longer matters, or None for an
+            input that never does.
+        artifacts: the files that compute the network.
+        source: the checkpoint: its file name, SHA-256 and kind.
+        versions: of the tools that wrote the bundle.
+        created: UTC, ISO 8601.
+        files: SHA-256 and size in bytes of every file but the manifest.
+    """
+
+    widths: tuple[int, ...]
+    task: Task
+    columns: tuple[str, ...] | None
+    targets: tuple[str, ...] | None
+    labels: tuple[str, ...] | None
+    domain: tuple[tuple[float, float] | None, ...]
+    artifacts: tuple[Artifact, ...]
+    source: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    created: str = ""
+    files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def in_features(self) -> int:
+        return self.widths[0]
+
+    @property
+    def out_features(self) -> int:
+        return self.widths[-1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bundle:
+    """An opened bundle: its manifest, and the contents of its files, all checked."""
+
+    path: Path
+    manifest: Manifest
+    contents: Mapping[str, bytes]
+
+    def golden(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """x ``(rows, in)`` float32 and the float64 reference's y ``(rows, out)``.
+
+        Raises:
+            BundleError: golden.npz does not fit the network.
+        """
+        try:
+            with np.load(io.BytesIO(self.contents[GOLDEN]), allow_pickle=False) as arrays:
+                x, y = arrays["x"], arrays["y"]
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{self.path / GOLDEN} cannot be read: {error}") from error
+        expected = (len(x), self.manifest.in_features), (len(x), self.manifest.out_features)
+        if (x.shape, y.shape) != expected or (x.dtype, y.dtype) != (np.float32, np.float64):
+            raise BundleError(f"{self.path / GOLDEN} holds x {x.shape} and y {y.shape}, the manifest says {expected}")
+        return x, y
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Opens a bundle and checks every file in it.
+
+    Raises:
+        BundleError: it is not a bundle, a file is missing or has changed, or it was written by a
+            later release.
+    """
+    path = Path(path)
+    while True:
+        raw = _read_manifest(path)
+        try:
+            manifest = _parse(path, raw)
+            contents = {name: _read_checked(path / name, entry) for name, entry in manifest.files.items()}
+        except BundleError:
+            if _read_manifest(path) != raw:
+                continue  # it was replaced while we read
+            raise
+        missing = {GOLDEN, *(artifact.file for artifact in manifest.artifacts)} - set(contents)
+        if missing:
+            raise BundleError(f"{path / MANIFEST} lists no {', '.join(sorted(missing))}: export the network again")
+        return Bundle(path, manifest, contents)
+
+
+@contextlib.contextmanager
+def replacing_bundle(path: Path) -> Iterator[Path]:
+    """Gives an empty folder that becomes the bundle `path` at the end; see `replacing_folder`.
+
+    Raises:
+        BundleError: something that is not a bundle is in the way.
+    """
+    if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise BundleError(f"{path} exists and is not a bundle: it is left alone. Choose another place with -o")
+    with replacing_folder(path) as folder:
+        yield folder
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Writes manifest.json for the files in `folder`, and returns it with their hashes."""
+    files = {}
+    for file in sorted(folder.iterdir()):
+        if file.name != MANIFEST:
+            data = file.read_bytes()
+            files[file.name] = {"sha256": sha256(data), "bytes": len(data)}
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    manifest = dataclasses.replace(manifest, files=files, created=manifest.created or now)
+    content = {
+        "format": _FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        **dataclasses.asdict(manifest),
+        "manifest_sha256": _NO_DIGEST,
+    }
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    (folder / MANIFEST).write_bytes(text.replace(_NO_DIGEST.encode(), sha256(text).encode()))
+    return manifest
+
+
+def _read_manifest(path: Path) -> bytes:
+    if not path.is_dir():
+        raise BundleError(f"{path} is not a bundle: expected the folder that relukan-export wrote")
+    try:
+        return (path / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} is not a bundle: it has no readable {MANIFEST} ({error.strerror})") from error
+
+
+def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size == entry["bytes"] else b""  # a wrong size is not read at all
+    except OSError as error:
+        raise BundleError(
+            f"{path} is missing or cannot be read ({error.strerror}): export the network again"
+        ) from error
+    if len(data) != entry["bytes"] or sha256(data) != entry["sha256"]:
+        raise BundleError(f"{path} has changed since it was written: its SHA-256 differs. Export the network again")
+    return data
+
+
+def _parse(path: Path, raw: bytes) -> Manifest:
+    where = path / MANIFEST
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise BundleError(f"{where} is damaged: {error}") from error
+    if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+        raise BundleError(f"{where} is not the manifest of a bundle")
+    version = content.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where} has schema version {version!r}, this release reads {SCHEMA_VERSION}: upgrade relukan-deploy"
+        )
+    digest = str(content.pop("manifest_sha256", ""))
+    if sha256(raw.replace(digest.encode(), _NO_DIGEST.encode())) != digest:
+        raise BundleError(f"{where} has changed since it was written: its SHA-256 differs. Export the network again")
+    try:
+        artifacts = tuple(_build(Artifact, entry) for entry in content.pop("artifacts"))
+        manifest: Manifest = _build(Manifest, {**content, "artifacts": artifacts})
+        names = [*manifest.files, *(artifact.file for artifact in artifacts)]
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a file name leads out of the folder")
+        if not manifest.widths or any(not isinstance(width, int) or width < 1 for width in manifest.widths):
+            raise ValueError(f"widths are {manifest.widths}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{where} is damaged: {error}") from error
+    return manifest
+
+
+def _build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
+    """A dataclass from JSON: lists become tuples, and Literal fields are checked."""
+    types = typing.get_type_hints(kind)
+    for name, value in entry.items():
+        allowed = typing.get_args(types.get(name)) if typing.get_origin(types.get(name)) is Literal else ()
+        if allowed and value not in allowed:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+    return kind(**{name: _frozen(value) for name, value in entry.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

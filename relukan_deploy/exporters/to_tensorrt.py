@@ -1,0 +1,261 @@
+"""An ONNX graph as a TensorRT engine, by TensorRT 8.6 to 11 or TensorRT-RTX through one code path.
+
+`tensorrt` needs the target GPU to build, and its engines are tied to that GPU and its version.
+`tensorrt_rtx` builds ahead of time on any machine; the engine finishes compiling on the GPU it
+first runs on. What differs between versions is asked of the module itself, not of its number:
+
+- strongly typed networks (from 9.1): the graph's own types decide. Before, the precision flags.
+- the explicit-batch flag: needed before 10, gone after.
+- progress monitors: from 10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .._files import replacing_file
+from .._tensorrt import Flavour, import_tensorrt, make_logger
+from ..errors import BuildError, InputError, MissingDependencyError, MissingDeviceError
+from ..gpu import Gpu, find_gpu
+from ..spec import Layout, Precision
+
+__all__ = ["Engine", "EngineOptions", "Progress", "build_engine"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with a phase of the build, the steps done, and the steps in all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is built.
+
+    Attributes:
+        batch: the optimisation profile: smallest, most frequent and largest batch, in rows.
+        workspace: device memory that building and running may use, in bytes; None leaves
+            TensorRT its default.
+        refittable: weights can be replaced without a rebuild.
+        version_compatible: later TensorRT versions can run the engine too.
+        hardware_compatible: any GPU from Ampere on can run the engine.
+        timing_cache: file that keeps kernel timings between builds; None chooses one by
+            TensorRT version and GPU under the user's cache folder.
+    """
+
+    batch: tuple[int, int, int] = (1, 64, 1024)
+    workspace: int | None = None
+    refittable: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise InputError(f"batch needs 1 <= MIN <= OPT <= MAX, got {' '.join(map(str, self.batch))}")
+        if self.workspace is not None and self.workspace < 1:
+            raise InputError(f"workspace must be at least 1 byte, got {self.workspace}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """A built engine.
+
+    Attributes:
+        plan: the serialised engine, nothing added, as `trtexec --loadEngine` reads it.
+        flavour, version: what built it.
+        gpu: the GPU it was built on and for; None for one built ahead of time.
+        build_seconds: time in the builder.
+    """
+
+    plan: bytes
+    flavour: Flavour
+    version: str
+    gpu: Gpu | None
+    build_seconds: float
+
+
+def build_engine(
+    model: bytes,
+    *,
+    in_features: int,
+    layout: Layout,
+    precision: Precision,
+    options: EngineOptions | None = None,
+    flavour: Flavour | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Builds an engine from a serialised ONNX model written by to_onnx.py.
+
+    Args:
+        model: the ONNX model.
+        in_features: number of inputs.
+        layout, precision: as the model was written; "tf32" also lets the engine use TF32.
+        options: defaults to `EngineOptions()`.
+        flavour: which TensorRT; None takes `tensorrt` where it and a GPU are there, else
+            `tensorrt_rtx`.
+        progress: told how far the build is, where the version can tell.
+
+    Raises:
+        MissingDependencyError, MissingDeviceError: the flavour, or the GPU it needs, is not there.
+        InputError: the flavour or version cannot honour an option.
+        BuildError: parsing or building failed; the message holds everything TensorRT said.
+    """
+    options = options or EngineOptions()
+    gpu = find_gpu()
+    flavour, trt = _choose(flavour, gpu)
+    if flavour == "tensorrt-rtx":
+        gpu = None  # such an engine is not for the GPU it happens to be built beside
+    refuse = _refusal(trt, flavour, precision, options)
+    if refuse:
+        raise InputError(f"{flavour} {trt.__version__} cannot honour {refuse}")
+
+    logger = make_logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        raise BuildError(
+            f"{flavour} {trt.__version__} cannot parse the graph:\n" + "\n".join(map(_describe_parser_error, errors))
+        )
+    config = builder.create_builder_config()
+    _configure(trt, config, precision, options)
+    profile = builder.create_optimization_profile()
+    rows = [(1, in_features, 1, n) if layout == "batch-last" else (n, in_features, 1) for n in options.batch]
+    profile.set_shape("x", *rows)
+    config.add_optimization_profile(profile)
+    if progress and hasattr(trt, "IProgressMonitor"):
+        config.progress_monitor = _make_monitor(trt, progress)
+    cache = _TimingCache(trt, config, options.timing_cache, gpu) if flavour == "tensorrt" else None
+
+    begin = time.perf_counter()
+    plan = builder.build_serialized_network(network, config)
+    seconds = time.perf_counter() - begin
+    if plan is None:
+        hint = ""
+        if flavour == "tensorrt-rtx" and options.refittable and find_gpu() is None:
+            hint = "TensorRT-RTX builds refittable engines only where there is a GPU, and found none.\n"
+        kind = MissingDeviceError if hint else BuildError
+        raise kind(f"{hint}{flavour} {trt.__version__} could not build the engine:\n" + "\n".join(logger.errors))
+    if cache:
+        cache.save()
+    return Engine(bytes(plan), flavour, trt.__version__, gpu, seconds)
+
+
+def _choose(flavour: Flavour | None, gpu: Gpu | None) -> tuple[Flavour, ModuleType]:
+    if flavour is None:
+        if gpu:
+            try:
+                return "tensorrt", import_tensorrt("tensorrt", "Building an engine")
+            except MissingDependencyError:
+                pass
+        return "tensorrt-rtx", import_tensorrt("tensorrt-rtx", "Building an engine")
+    module = import_tensorrt(flavour, "Building an engine")
+    if flavour == "tensorrt" and gpu is None:
+        raise MissingDeviceError(
+            "tensorrt builds an engine on the GPU it is for, and no GPU was found here: "
+            "run this on the target machine, or build ahead of time with tensorrt-rtx"
+        )
+    return flavour, module
+
+
+def _refusal(trt: ModuleType, flavour: Flavour, precision: Precision, options: EngineOptions) -> str | None:
+    """The option that cannot be honoured, and why."""
+    rtx = flavour == "tensorrt-rtx"
+    if options.version_compatible and (rtx or not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE")):
+        return "--version-compatible: its engines run with the version that built them"
+    if options.hardware_compatible and (rtx or not hasattr(trt, "HardwareCompatibilityLevel")):
+        why = "its engines run on every GPU it supports" if rtx else "that came with TensorRT 8.6"
+        return f"--hardware-compatible: {why}"
+    if options.timing_cache and rtx:
+        return "--timing-cache: it keeps none, since it times no kernels while building"
+    if precision == "bf16" and not (_strongly_typed(trt) or hasattr(trt.BuilderFlag, "BF16")):
+        return "--precision bf16: that came with TensorRT 9"
+    return None
+
+
+def _strongly_typed(trt: ModuleType) -> bool:
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+def _network_flags(trt: ModuleType) -> int:
+    flags = trt.NetworkDefinitionCreationFlag
+    if _strongly_typed(trt):
+        return 1 << int(flags.STRONGLY_TYPED)
+    return 1 << int(flags.EXPLICIT_BATCH)
+
+
+def _configure(trt: ModuleType, config: Any, precision: Precision, options: EngineOptions) -> None:
+    flag = trt.BuilderFlag
+    (config.set_flag if precision == "tf32" else config.clear_flag)(flag.TF32)  # on by default
+    if not _strongly_typed(trt) and precision in ("fp16", "bf16"):
+        config.set_flag(flag.FP16 if precision == "fp16" else flag.BF16)
+        config.set_flag(flag.OBEY_PRECISION_CONSTRAINTS)
+    if options.refittable:
+        config.set_flag(flag.REFIT)
+    if options.version_compatible:
+        config.set_flag(flag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    # Nothing in these graphs gains from cuBLAS or cuDNN, and without them an engine needs neither.
+    sources = config.get_tactic_sources()
+    for name in ("CUBLAS", "CUBLAS_LT", "CUDNN"):
+        if hasattr(trt.TacticSource, name):
+            sources &= ~(1 << int(getattr(trt.TacticSource, name)))
+    config.set_tactic_sources(sources)
+
+
+def _make_monitor(trt: ModuleType, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            progress(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress(phase_name, step + 1, self.steps[phase_name])
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress(phase_name, self.steps[phase_name], self.steps[phase_name])
+
+    return Monitor()
+
+
+def _describe_parser_error(error: Any) -> str:
+    """One error of NVIDIA's parser, with its node where the version tells it."""
+    text = str(error.desc()).strip()
+    name = error.node_name() if hasattr(error, "node_name") else ""
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    if error.node() < 0:
+        return f"  {text}"
+    return f"  node {error.node()}{f' {name!r}' if name else ''}{f' ({operator})' if operator else ''}: {text}"
+
+
+class _TimingCache:
+    """Kernel timings kept between builds, one file for each TensorRT version and GPU."""
+
+    def __init__(self, trt: ModuleType, config: Any, path: Path | None, gpu: Gpu | None) -> None:
+        if path is None:
+            key = re.sub(r"[^A-Za-z0-9.]+", "-", f"{trt.__version__}-{gpu.name if gpu else 'none'}")
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            path = home / "relukan-deploy" / f"tensorrt-{key}.timing"
+        self.path = path
+        self.config = config
+        config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.is_file() else b""), False)
+
+    def save(self) -> None:
+        cache = self.config.get_timing_cache()
+        if cache is not None:
+            with replacing_file(self.path) as written:
+                written.write_bytes(bytes(cache.serialize()))

@@ -1,0 +1,167 @@
+"""Does an artifact compute the function? Compare what it answers with the float64 reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ParityError
+from .spec import KanSpec, Precision, Task
+
+__all__ = ["STANDARD_BATCHES", "TOLERANCES", "ParityReport", "compare", "golden_inputs"]
+
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 5e-3, "bf16": 4e-2}
+"""The largest error allowed, relative to max(1, max|y|), for each precision."""
+
+_RANDOM_ROWS = 192
+STANDARD_BATCHES = (1, 2, 7)
+# Distances from the middle of the domain, in half-widths of it: just outside, then far away.
+_OUTSIDE = (1.05, 1.5, 3.0, 10.0, 1e3, 1e6, 1e12, 1e30)
+
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityReport:
+    """How far an artifact is from the float64 reference.
+
+    Attributes:
+        rows: distinct inputs compared.
+        batches: the batch sizes they were run in.
+        error: max|y − reference| relative to max(1, max|reference|); what `tolerance` bounds.
+        max_absolute: max|y − reference|.
+        max_relative: max|y − reference| relative to the range of the reference over the rows.
+        rmse: root of the mean squared difference.
+        agreement: fraction of rows with the same class, for a classification.
+        worst_input: the row with the largest difference, ``(in,)``.
+        nonfinite: for NaN and both infinities in one input, what that row answers ("finite",
+            "nan" or "infinite"), and whether other rows of the batch noticed.
+        tolerance: the bound on `error`.
+    """
+
+    rows: int
+    batches: tuple[int, ...]
+    error: float
+    max_absolute: float
+    max_relative: float
+    rmse: float
+    agreement: float | None
+    worst_input: tuple[float, ...]
+    nonfinite: dict[str, str]
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+    def require(self, name: str) -> None:
+        """Raises `ParityError` if the artifact `name` is out of tolerance."""
+        if not self.passed:
+            worst = ", ".join(f"{value:.6g}" for value in self.worst_input[:8])
+            more = ", …" if len(self.worst_input) > 8 else ""
+            raise ParityError(
+                f"{name} differs from the float64 reference by {self.error:.3g} (relative to max(1, max|y|)), "
+                f"more than the tolerance {self.tolerance:.3g}; the worst input is [{worst}{more}]"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def golden_inputs(spec: KanSpec, *, seed: int = 0) -> NDArray[np.float32]:
+    """Rows that show where an implementation goes wrong, ``(rows, in)``.
+
+    Random rows in the domain; for each j, a row with the j-th knot (every s, every e) of all
+    inputs, and one with its float32 neighbour on either side; rows with every input just outside
+    the domain and far from it, on both sides; zeros and ones.
+    """
+    domain = spec.domain
+    domain = np.where(np.isfinite(domain).all(axis=1, keepdims=True), domain, [[0.0, 1.0]])
+    low, high = domain[:, 0], domain[:, 1]
+    middle, half = (low + high) / 2, (high - low) / 2
+    generator = np.random.default_rng(seed)
+    inside = generator.uniform(low, high, (_RANDOM_ROWS, spec.in_features))
+
+    first = spec.layers[0]
+    knots = np.concatenate([first.starts, first.ends], axis=1).T.astype(np.float32)  # (2K, in)
+    up, down = np.nextafter(knots, np.float32(np.inf)), np.nextafter(knots, np.float32(-np.inf))
+
+    steps = np.array(_OUTSIDE)[:, np.newaxis]
+    mixed = middle + np.where(generator.random((len(_OUTSIDE), spec.in_features)) < 0.5, -1, 1) * steps * half
+    rows = [inside, knots, up, down, middle + steps * half, middle - steps * half, mixed]
+    rows += [np.zeros((1, spec.in_features)), np.ones((1, spec.in_features))]
+    largest = float(np.finfo(np.float32).max)
+    return np.concatenate([np.clip(block, -largest, largest).astype(np.float32) for block in rows])
+
+
+def compare(
+    run: Run,
+    x: NDArray[np.float32],
+    reference: NDArray[np.float64],
+    *,
+    tolerance: float,
+    task: Task,
+    batches: Iterable[int],
+) -> ParityReport:
+    """Runs x in several batch sizes and reports the largest differences over all of them.
+
+    Args:
+        run: what is under test: x ``(batch, in)`` to y ``(batch, out)``.
+        x: ``(rows, in)``.
+        reference: ``(rows, out)``, from `KanSpec.evaluate`.
+        tolerance: bound on the error.
+        task: "classification" adds the class agreement.
+        batches: the batch sizes to run; `STANDARD_BATCHES` and the engine's limits, say.
+    """
+    sizes = tuple(sorted(set(batches)))
+    difference = np.zeros_like(reference)
+    agree = True
+    for size in sizes:
+        answers = _in_batches(run, x, size)
+        with np.errstate(invalid="ignore"):
+            wrong = np.abs(answers - reference)
+        difference = np.maximum(difference, np.where(np.isfinite(wrong), wrong, np.inf))
+        if task == "classification":
+            agree = agree & (answers.argmax(axis=1) == reference.argmax(axis=1))
+    worst = int(difference.max(axis=1).argmax())
+    largest = float(difference.max())
+    return ParityReport(
+        rows=len(x),
+        batches=sizes,
+        error=largest / max(1.0, float(np.abs(reference).max())),
+        max_absolute=largest,
+        max_relative=largest / (float(np.ptp(reference)) or 1.0),
+        rmse=float(np.sqrt(np.mean(difference**2))),
+        agreement=float(np.mean(agree)) if task == "classification" else None,
+        worst_input=tuple(float(value) for value in x[worst]),
+        nonfinite=_nonfinite(run, x[:3]),
+        tolerance=tolerance,
+    )
+
+
+def _in_batches(run: Run, x: NDArray[np.float32], size: int) -> NDArray[np.float64]:
+    """Answers for every row of x, asked for `size` rows at a time; the last batch is filled up."""
+    collected = []
+    for begin in range(0, len(x), size):
+        rows = x.take(range(begin, begin + size), axis=0, mode="wrap")
+        collected.append(run(rows)[: len(x) - begin])
+    return np.concatenate(collected).astype(np.float64)
+
+
+def _nonfinite(run: Run, rows: NDArray[np.float32]) -> dict[str, str]:
+    """What one bad value in the middle of three rows does to its row, and to its neighbours."""
+    expected = run(rows)
+    found = {}
+    for name, value in (("nan", np.nan), ("+inf", np.inf), ("-inf", -np.inf)):
+        bad = rows.copy()
+        bad[1, 0] = value
+        answers = run(bad)
+        own = answers[1]
+        answer = "nan" if np.isnan(own).any() else "infinite" if np.isinf(own).any() else "finite"
+        spread = not np.array_equal(answers[[0, 2]], expected[[0, 2]])
+        found[name] = answer + (", and other rows of the batch change" if spread else "")
+    return found

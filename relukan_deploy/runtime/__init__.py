@@ -1,0 +1,6 @@
+"""Running a bundle: `load` gives a `Runner`."""
+
+from .load import BACKENDS, load
+from .runner import Runner
+
+__all__ = ["BACKENDS", "Runner", "load"]

@@ -1,0 +1,91 @@
+"""`load`: the best backend that a bundle and this machine have in common."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from pathlib import Path
+
+from ..bundle import Artifact, ArtifactKind, Bundle, open_bundle
+from ..errors import BundleError, InputError, ParityError, RelukanError
+from ..parity import compare
+from .runner import Runner
+
+__all__ = ["BACKENDS", "load", "open_backend"]
+
+logger = logging.getLogger("relukan_deploy.runtime")
+
+BACKENDS: dict[str, tuple[ArtifactKind, str]] = {
+    "tensorrt": ("tensorrt", "trt"),
+    "tensorrt-rtx": ("tensorrt-rtx", "trt_rtx"),
+    "onnxruntime-cuda": ("onnx", "ort_cuda"),
+    "onnxruntime-cpu": ("onnx", "ort_cpu"),
+}
+"""For each backend, in the order in which they are tried: the kind of artifact it runs, and its module."""
+
+
+def load(path: str | Path, *, backend: str = "auto", threads: int = 1) -> Runner:
+    """Opens a bundle and gives a runner that has just answered its golden inputs correctly.
+
+    Args:
+        path: the bundle.
+        backend: one of `BACKENDS`, or "auto" for the first of them that the bundle has an artifact
+            for and this machine can run. What is passed over is logged, with the reason.
+        threads: of ONNX Runtime on a CPU.
+
+    Raises:
+        BundleError: the bundle is damaged, or no backend can run it here.
+        ParityError: the golden inputs are answered wrongly on this machine.
+        MissingDependencyError, MissingDeviceError: the backend that was asked for cannot run here.
+        InputError: there is no such backend, or the bundle has nothing for it.
+    """
+    if backend != "auto" and backend not in BACKENDS:
+        raise InputError(f"backend must be auto, {', '.join(BACKENDS)}, got {backend!r}")
+    bundle = open_bundle(path)
+    artifacts = {artifact.kind: artifact for artifact in bundle.manifest.artifacts}
+    if backend != "auto":
+        kind = BACKENDS[backend][0]
+        if kind not in artifacts:
+            raise InputError(f"{path} has no {kind} artifact for the backend {backend}, only {', '.join(artifacts)}")
+        return _checked(bundle, backend, artifacts[kind], threads)
+    passed_over = []
+    for name, (kind, _) in BACKENDS.items():
+        if kind not in artifacts:
+            continue
+        try:
+            runner = _checked(bundle, name, artifacts[kind], threads)
+        except ParityError:
+            raise  # a wrong answer is refused, never worked around by another backend
+        except RelukanError as error:
+            passed_over.append(f"{name}: {error}")
+            # Whoever exported an engine expects it to run. A CPU-only ONNX Runtime surprises nobody.
+            level = logging.WARNING if kind != "onnx" else logging.INFO
+            logger.log(level, "%s: %s is not used: %s", path, name, error)
+            continue
+        logger.info("%s: running on %s", path, name)
+        return runner
+    raise BundleError(f"no backend can run {path} here:\n  " + "\n  ".join(passed_over))
+
+
+def open_backend(bundle: Bundle, backend: str, artifact: Artifact, threads: int = 1) -> Runner:
+    """A runner for one artifact of an opened bundle, without asking it anything."""
+    module = importlib.import_module(f".{BACKENDS[backend][1]}", __package__)
+    manifest = bundle.manifest
+    runner: Runner = module.open_runner(
+        bundle.contents[artifact.file], artifact, manifest.in_features, manifest.out_features, threads=threads
+    )
+    return runner
+
+
+def _checked(bundle: Bundle, backend: str, artifact: Artifact, threads: int) -> Runner:
+    runner = open_backend(bundle, backend, artifact, threads)
+    x, y = bundle.golden()
+    try:
+        report = compare(
+            runner, x, y, tolerance=artifact.tolerance, task=bundle.manifest.task, batches=[max(len(x), 1)]
+        )
+        report.require(f"{bundle.path / artifact.file} on {backend}")
+    except BaseException:
+        runner.close()
+        raise
+    return runner

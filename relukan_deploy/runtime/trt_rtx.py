@@ -1,0 +1,20 @@
+"""TensorRT-RTX."""
+
+from __future__ import annotations
+
+from ..bundle import Artifact
+from ._engine import EngineRunner
+from .runner import Runner
+
+__all__ = ["open_runner"]
+
+
+def open_runner(plan: bytes, artifact: Artifact, in_features: int, out_features: int, *, threads: int = 1) -> Runner:
+    """A runner for an engine that `tensorrt_rtx` built; it finishes compiling here, on this GPU.
+
+    Raises:
+        MissingDependencyError: tensorrt_rtx or cuda-core is not installed.
+        MissingDeviceError: there is no GPU or no driver.
+        BundleError: the engine is for another TensorRT-RTX, or the GPU is not one it supports.
+    """
+    return EngineRunner("tensorrt-rtx", plan, artifact, in_features, out_features)
