@@ -25,9 +25,7 @@ class EngineRunner:
     are filled up.
     """
 
-    def __init__(
-        self, backend: Flavour, plan: bytes, artifact: Artifact, in_features: int, out_features: int
-    ) -> None:
+    def __init__(self, backend: Flavour, plan: bytes, artifact: Artifact, in_features: int, out_features: int) -> None:
         trt = import_tensorrt(backend, "Running an engine")
         assert artifact.batch is not None  # engines always have a profile
         self.backend: str = backend

@@ -36,8 +36,8 @@ class SessionRunner:
         self._session = None
 
 
-def make_session(model: bytes, providers: list[Any], threads: int) -> Any:
-    """An ONNX Runtime session for `model`.
+def make_session(model: bytes, providers: list[Any], threads: int, *, optimise: bool = True) -> Any:
+    """An ONNX Runtime session for `model`, with its graph optimised or run as it is written.
 
     Raises:
         BundleError: ONNX Runtime cannot load the model.
@@ -47,6 +47,8 @@ def make_session(model: bytes, providers: list[Any], threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3  # errors; they also arrive as exceptions
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)

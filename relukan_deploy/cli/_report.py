@@ -1,0 +1,79 @@
+"""The table that relukan-export and relukan-verify end with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..bundle import Artifact, Manifest
+
+__all__ = ["Row", "describe_network", "print_artifacts"]
+
+_NAMES = {"onnx": "ONNX", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+
+# An artifact, the backend it was compared on, the figures (or None), and why there are none.
+Row = tuple[Artifact, str | None, Any, str | None]
+
+
+def describe_network(manifest: Manifest) -> str:
+    """One line: the shape of the network and what it answers."""
+    widths = " → ".join(map(str, manifest.widths))
+    if manifest.task == "regression":
+        return f"{widths}, regression"
+    return f"{widths}, classification into {manifest.out_features} classes"
+
+
+def print_artifacts(console: Console, manifest: Manifest, rows: Iterable[Row]) -> None:
+    """Prints one line for each artifact and backend, and below it how they were made."""
+    rows = list(rows)
+    agreement = manifest.task == "classification"
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("artifact", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("precision", no_wrap=True)
+    table.add_column("error", justify="right", no_wrap=True)
+    table.add_column("allowed", justify="right", no_wrap=True)
+    if agreement:
+        table.add_column("same class", justify="right", no_wrap=True)
+    table.add_column("verified", overflow="fold")
+    for artifact, backend, figures, reason in rows:
+        cells = [
+            artifact.file,
+            _size(manifest.files[artifact.file]["bytes"]),
+            artifact.precision,
+            f"{figures['error']:.1e}" if figures else "–",
+            f"{artifact.tolerance if figures is None else figures['tolerance']:.0e}",
+        ]
+        if agreement:
+            cells.append(f"{figures['agreement']:.2%}" if figures else "–")
+        verdict = Text(f"yes, {backend}", "green") if figures else Text(f"no: {reason}", "yellow")
+        table.add_row(*cells, verdict)
+    console.print(table)
+    console.print()
+    for artifact in manifest.artifacts:
+        console.print(Text(_how(artifact), "dim"))
+    for artifact, _, figures, _ in rows:
+        if figures:
+            answers = ", ".join(f"{name} → {answer}" for name, answer in figures["nonfinite"].items())
+            console.print(Text(f"{artifact.file}: a bad value in a row gives: {answers}", "dim"))
+
+
+def _how(artifact: Artifact) -> str:
+    details = artifact.details
+    if artifact.kind == "onnx":
+        operators = ", ".join(f"{count} {name}" for name, count in details["operators"].items())
+        return f"{artifact.file}: {operators}; {artifact.layout}, {artifact.form} form, opset {details['opset']}"
+    least, usual, most = artifact.batch or (0, 0, 0)
+    where = f"on {details['gpu']}" if details.get("gpu") else "ahead of time, without a GPU"
+    return (
+        f"{artifact.file}: {_NAMES[artifact.kind]} {details['version']}, built in {details['build_seconds']:.2f} s "
+        f"{where}; batches {least} to {most}, fastest at {usual}"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1000:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,104 @@
+"""relukan-export: a checkpoint becomes a verified bundle."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.text import Text
+
+from ..errors import InputError
+from ..spec import Layout, Precision
+from ._command import console, make_parser, run
+from ._report import describe_network, print_artifacts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("relukan-export", "Writes a bundle: a four-operator ONNX graph, and with --trt an engine.")
+    parser.add_argument("model", type=Path, help="checkpoint: .pt, .safetensors, or a reference ReLU-KAN's state dict")
+    parser.add_argument("-o", "--out", type=Path, metavar="BUNDLE", help="folder to write (default: the model's name)")
+    parser.add_argument("--trt", action="store_true", help="also build a TensorRT engine")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--layout", choices=get_args(Layout), default="batch-last", help="default: batch-last, the fast one"
+    )
+    parser.add_argument(
+        "--batch",
+        nargs=3,
+        type=int,
+        metavar=("MIN", "OPT", "MAX"),
+        default=(1, 64, 1024),
+        help="batch sizes the engine allows, and the one to be fastest at (default: 1 64 1024)",
+    )
+    parser.add_argument("--tolerance", type=float, help="largest error relative to max(1, max|y|)")
+    parser.add_argument("--data", type=Path, help="table with the network's columns, to compare on as well")
+    parser.add_argument("--grid", type=int, help="of a reference ReLU-KAN whose intervals were trained")
+    parser.add_argument("--order", type=int, help="likewise")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    engine = parser.add_argument_group("with --trt")
+    engine.add_argument(
+        "--flavour", choices=("tensorrt", "tensorrt-rtx"), help="default: tensorrt if it and a GPU are there"
+    )
+    engine.add_argument(
+        "--workspace", type=_bytes, metavar="SIZE", help="device memory for the engine, such as 256M or 1G"
+    )
+    engine.add_argument("--refittable", action="store_true", help="weights can be replaced without a rebuild")
+    engine.add_argument("--version-compatible", action="store_true", help="later TensorRT versions can run it")
+    engine.add_argument("--hardware-compatible", action="store_true", help="any GPU from Ampere on can run it")
+    engine.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="where kernel timings are kept between builds"
+    )
+    return run(parser, _export, argv)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from ..api import export
+    from ..exporters.to_tensorrt import EngineOptions
+
+    only_engine = ("flavour", "workspace", "refittable", "version_compatible", "hardware_compatible", "timing_cache")
+    given = [name for name in only_engine if getattr(arguments, name)]
+    if given and not arguments.trt:
+        raise InputError(f"--{given[0].replace('_', '-')} is a matter of the engine: add --trt")
+    engine = EngineOptions(
+        batch=tuple(arguments.batch), **{name: getattr(arguments, name) for name in only_engine if name != "flavour"}
+    )
+    with console.status("starting") as status:
+        bundle = export(
+            arguments.model,
+            arguments.out,
+            trt=arguments.trt,
+            flavour=arguments.flavour,
+            precision=arguments.precision,
+            layout=arguments.layout,
+            engine=engine,
+            tolerance=arguments.tolerance,
+            data=arguments.data,
+            grid=arguments.grid,
+            order=arguments.order,
+            say=status.update,
+        )
+    manifest = bundle.manifest
+    screen = console if arguments.json else Console(highlight=False)
+    screen.print(Text.assemble((str(arguments.model), "bold"), " → ", (f"{bundle.path}/", "bold")))
+    screen.print(describe_network(manifest) + "\n")
+    rows = [(a, a.parity["backend"] if a.parity else None, a.parity, a.reason) for a in manifest.artifacts]
+    print_artifacts(screen, manifest, rows)
+    if any(not artifact.verified for artifact in manifest.artifacts):
+        screen.print(f"\nOn the machine that will run it: [bold]relukan-verify {bundle.path}[/bold]")
+    if arguments.json:
+        print(json.dumps({"bundle": str(bundle.path), **dataclasses.asdict(manifest)}, indent=2))
+
+
+def _bytes(text: str) -> int:
+    """256M, 1G or a plain number of bytes."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    try:
+        return int(float(number) * unit)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a size such as 256M or 1G, got {text!r}") from error
