@@ -288,8 +288,7 @@ def _with_checks(artifact: Artifact, checks: list[Check]) -> Artifact:
     """The artifact with what its checks found: the worst backend's figures."""
     reports = [(check.report.error, check) for check in checks if check.report]
     if not reports:
-        reasons = "; ".join(f"{check.backend}: {check.reason}" for check in checks)
-        return dataclasses.replace(artifact, reason=reasons)
+        return dataclasses.replace(artifact, reason="; ".join(str(check.reason) for check in checks))
     worst = max(reports, key=lambda pair: pair[0])[1]
     assert worst.report is not None
     return dataclasses.replace(artifact, verified=True, parity={"backend": worst.backend, **worst.report.as_dict()})

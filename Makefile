@@ -1,0 +1,34 @@
+# Each target sets up what it needs: a virtual environment with pinned versions.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)  ## handwritten digits: train, export, verify, predict
+	$(BIN)/python demo/digits.py
+
+test: lint  ## everything that can be tested on this machine
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready-bench  ## the figures of the README, on this CPU
+	$(BIN)/python benchmarks/inference_cpu.py --json benchmarks/results/cpu-x86-64/inference.json
+	$(BIN)/python benchmarks/startup.py --json benchmarks/results/cpu-x86-64/startup.json
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.ready-bench: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
