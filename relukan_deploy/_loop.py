@@ -1,0 +1,92 @@
+"""The training loop itself, on tensors.
+
+AdamW on mini-batches with a cosine learning rate. What is scored is the exponential moving
+average of the weights over the last hundred steps or so (Polyak and Juditsky 1992): on small
+tables worth half a percent of accuracy, and steadier from epoch to epoch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .model import ReLUKAN
+
+__all__ = ["train_epochs"]
+
+_AVERAGE_DECAY = 0.99
+_WEIGHT_DECAY = 0.1
+# Held-out rows are scored in blocks, so that the (rows, in, K) basis stays near this many numbers.
+_BLOCK_ELEMENTS = 1 << 24
+
+
+def train_epochs(
+    model: ReLUKAN,
+    x: Tensor,
+    y: Tensor,
+    held_out_x: Tensor,
+    held_out_y: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> Iterator[tuple[float, float, float, ReLUKAN]]:
+    """After each epoch: training loss, held-out score, minus the held-out loss, and the network.
+
+    The network is the average of recent weights, and goes on changing with the next epoch.
+    """
+    loss_of = functional.mse_loss if y.is_floating_point() else functional.cross_entropy
+    average = copy.deepcopy(model).requires_grad_(False)
+    # Only the coefficients are pulled to zero: a bias or an interval has no reason to be there.
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (_WEIGHT_DECAY, 0.0)]
+    for name, parameter in model.named_parameters():
+        groups[0 if name.endswith("weight") else 1]["params"].append(parameter)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    random = torch.Generator().manual_seed(seed)
+    steps = 0
+    for _ in range(epochs):
+        total = torch.zeros((), device=x.device)  # read once an epoch, so that a GPU is not waited for
+        for rows in torch.split(torch.randperm(len(x), generator=random).to(x.device), batch_size):
+            loss = loss_of(model(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach() * len(rows)
+            steps += 1
+            _move(average, model, 1 - min(_AVERAGE_DECAY, steps / (steps + 10)))  # soon forget the first weights
+        schedule.step()
+        answers = _answers(average, held_out_x)
+        score = _r2(answers, held_out_y) if y.is_floating_point() else _accuracy(answers, held_out_y)
+        yield float(total) / len(x), score, -float(loss_of(answers, held_out_y)), average
+
+
+@torch.no_grad()
+def _move(average: nn.Module, model: nn.Module, share: float) -> None:
+    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, share)
+
+
+@torch.no_grad()
+def _answers(model: ReLUKAN, x: Tensor) -> Tensor:
+    config = model.config
+    block = max(1, _BLOCK_ELEMENTS // (max(config["widths"]) * (config["grid"] + config["order"])))
+    return torch.cat([model(rows) for rows in torch.split(x, block)])
+
+
+def _accuracy(logits: Tensor, codes: Tensor) -> float:
+    return float((logits.argmax(dim=1) == codes).double().mean())
+
+
+def _r2(answers: Tensor, y: Tensor) -> float:
+    """R², the mean over the targets; for a target that is constant here, 0, or 1 if it is met exactly."""
+    residual = (y - answers).double().square().sum(dim=0)
+    spread = (y - y.mean(dim=0)).double().square().sum(dim=0)
+    constant = (residual == 0).double()
+    return float(torch.where(spread > 0, 1 - residual / spread.clamp_min(1e-300), constant).mean())

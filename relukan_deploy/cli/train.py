@@ -1,0 +1,165 @@
+"""relukan-train: a table to a trained ReLU-KAN."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._command import console, make_parser, run
+
+if TYPE_CHECKING:
+    from ..table import Table
+    from ..train import Epoch
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs relukan-train and returns its exit code."""
+    return run(_parser(), _train, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("relukan-train", "Train a ReLU-KAN on a table, and write its checkpoint.")
+    parser.add_argument("data", metavar="DATA", type=Path, help="a .csv, .parquet or .npz file")
+    parser.add_argument(
+        "-o",
+        dest="out",
+        metavar="MODEL",
+        type=Path,
+        help="the checkpoint, .pt or .safetensors (default: DATA's name .pt)",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="COLUMN",
+        action="append",
+        help="what to predict; again for each further one of a regression (default: the last column, or y of an npz)",
+    )
+    parser.add_argument(
+        "--columns", metavar="COLUMN", nargs="+", help="the inputs (default: every column that is not a target)"
+    )
+    parser.add_argument(
+        "--task", choices=("regression", "classification"), help="(default: by the values of the target)"
+    )
+
+    network = parser.add_argument_group("the network")
+    add = network.add_argument
+    add("--hidden", metavar="WIDTH", type=int, nargs="*", default=[64], help="hidden layers (default: 64)")
+    add("--grid", type=int, default=5, help="grid intervals (default: %(default)s)")
+    add("--order", type=int, default=3, help="spline order (default: %(default)s)")
+    add("--normalization", choices=("fixed", "peak"), default="fixed", help="(default: %(default)s)")
+    add("--fixed-intervals", action="store_true", help="train the coefficients only, not where the bumps are")
+
+    training = parser.add_argument_group("training")
+    add = training.add_argument
+    add("--epochs", type=int, default=100, help="at most (default: %(default)s)")
+    add("--batch-size", metavar="ROWS", type=int, help="(default: a 32nd of the rows, within 16 and 1024)")
+    add("--lr", type=float, default=2e-3, help="learning rate at the start (default: %(default)s)")
+    add(
+        "--patience",
+        metavar="EPOCHS",
+        type=int,
+        default=20,
+        help="stop after so many without a better score (default: %(default)s)",
+    )
+    add(
+        "--validation", metavar="FRACTION", type=float, default=0.2, help="of the rows, held out (default: %(default)s)"
+    )
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from .. import fit  # by way of the package, which says what to install when torch is missing
+    from ..table import read_table
+
+    say = _silent if arguments.quiet else _say
+    out = arguments.out or Path(arguments.data.stem + ".pt")
+    table = read_table(arguments.data)
+    targets = tuple(arguments.target or table.default_target)
+    task = arguments.task or table.infer_task(targets)
+    say(_description(table, arguments.target is None, targets, task, arguments.task is None))
+
+    epochs: list[Epoch] = []
+    try:
+        with _progress(arguments.epochs, arguments.quiet) as show:
+
+            def after_epoch(epoch: Epoch) -> None:
+                epochs.append(epoch)
+                show(epoch)
+
+            result = fit(
+                table,
+                targets,
+                columns=arguments.columns,
+                task=task,
+                hidden=arguments.hidden,
+                grid=arguments.grid,
+                order=arguments.order,
+                normalization=arguments.normalization,
+                train_intervals=not arguments.fixed_intervals,
+                epochs=arguments.epochs,
+                batch_size=arguments.batch_size,
+                learning_rate=arguments.lr,
+                patience=arguments.patience,
+                validation=arguments.validation,
+                seed=arguments.seed,
+                device=arguments.device,
+                out=out,
+                progress=after_epoch,
+            )
+    except KeyboardInterrupt:
+        if epochs:
+            say(f"Stopped in epoch {len(epochs) + 1}. The best network so far, {epochs[-1].best:.4f}, is in {out}")
+        else:
+            say("Stopped in the first epoch: nothing was written")
+        raise
+    say(
+        f"{result.score_name} {result.score:.4f} on {len(result.validation_rows)} held-out rows "
+        f"(epoch {result.best_epoch}, the best of {len(result.history)}), {result.seconds:.1f} s"
+    )
+    say(f"Wrote {out}")
+    say(f"Next: relukan-export {shlex.quote(str(out))} --trt")
+
+
+def _description(table: Table, default_target: bool, targets: Sequence[str], task: str, inferred_task: bool) -> str:
+    names = ", ".join(map(repr, targets))
+    why_target = " (by default; see --target)" if default_target else ""
+    why_task = " (by its values; see --task)" if inferred_task else ""
+    return f"{table.name}: {table.rows} rows. Target: {names}{why_target}. Task: {task}{why_task}"
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)  # a path may hold brackets, and is not to be broken
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+@contextmanager
+def _progress(total: int, quiet: bool) -> Iterator[Callable[[Epoch], None]]:
+    """What to call after each epoch: a bar on a terminal, at most ten lines anywhere else."""
+    if quiet:
+        yield lambda epoch: None
+        return
+    if not console.is_terminal:
+        every = -(-total // 10)
+        yield lambda epoch: _say(_line(epoch)) if epoch.number % every == 0 else None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        row = bar.add_task("starting", total=total)
+        yield lambda epoch: bar.update(row, completed=epoch.number, description=_line(epoch))
+
+
+def _line(epoch: Epoch) -> str:
+    return f"epoch {epoch.number}: loss {epoch.loss:.4g}, held-out score {epoch.score:.4f}, best {epoch.best:.4f}"
