@@ -5,6 +5,7 @@ Device memory and streams come from cuda-core, NVIDIA's own, so neither torch no
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,9 @@ class _Staging:
         self._stream = stream
         self._host = LegacyPinnedMemoryResource().allocate(size)
         self._device = device.allocate(size, stream=stream)
-        self._bytes: NDArray[np.uint8] = np.from_dlpack(self._host).view(np.uint8)
+        # By its address and not by DLPack, whose arrays numpy makes read-only in some versions.
+        memory = (ctypes.c_uint8 * size).from_address(int(self._host.handle))
+        self._bytes: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
         self.address = int(self._device.handle)
 
     def host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
