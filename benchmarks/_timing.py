@@ -12,7 +12,7 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Ratio", "Timing", "measure", "ratio"]
 
@@ -25,7 +25,7 @@ class Timing:
         median: of the rounds' medians.
         best: the fastest call.
         p90: nine of ten calls took at most this.
-        spread: slowest round's median less the fastest's, as a part of `median`.
+        spread: 90th less 10th percentile of the rounds' medians, as a part of `median`.
         rounds: each round's median, in the order they ran.
         calls: how many calls were timed.
     """
@@ -37,10 +37,14 @@ class Timing:
     rounds: tuple[float, ...]
     calls: int
 
+    def summary(self) -> dict[str, float]:
+        """Everything but the single rounds."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "rounds"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """How many times as long one contender takes as another: median, lowest and highest of the rounds."""
+    """How many times as long one contender takes as another: median, 10th and 90th percentile of the rounds."""
 
     median: float
     low: float
@@ -50,8 +54,8 @@ class Ratio:
 def measure(
     calls: Mapping[str, Callable[[], object]],
     *,
-    rounds: int = 15,
-    burst: float = 0.02,
+    rounds: int = 41,
+    burst: float = 0.005,
     warm_up: float = 0.1,
     seed: int = 0,
 ) -> dict[str, Timing]:
@@ -91,7 +95,7 @@ def measure(
 def ratio(numerator: Timing, denominator: Timing) -> Ratio:
     """`numerator` / `denominator`, round by round; both from one call of `measure`."""
     ratios = [a / b for a, b in zip(numerator.rounds, denominator.rounds, strict=True)]
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+    return Ratio(statistics.median(ratios), _percentile(ratios, 10), _percentile(ratios, 90))
 
 
 def _warm(call: Callable[[], object], seconds: float) -> float:
@@ -117,13 +121,19 @@ def _turn(call: Callable[[], object], repeats: int) -> list[float]:
 
 def _summary(turns: list[list[float]]) -> Timing:
     medians = tuple(statistics.median(turn) for turn in turns)
-    every = sorted(taken for turn in turns for taken in turn)
+    every = [taken for turn in turns for taken in turn]
     median = statistics.median(medians)
     return Timing(
         median=median,
-        best=every[0],
-        p90=every[min(len(every) - 1, int(0.9 * len(every)))],
-        spread=(max(medians) - min(medians)) / median,
+        best=min(every),
+        p90=_percentile(every, 90),
+        spread=(_percentile(medians, 90) - _percentile(medians, 10)) / median,
         rounds=medians,
         calls=len(every),
     )
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    """The value that `percent` of a hundred do not exceed."""
+    ordered = sorted(values)
+    return ordered[round((len(ordered) - 1) * percent / 100)]

@@ -86,7 +86,7 @@ def measure_errors(spec: KanSpec) -> dict[str, dict[str, float]]:
 def time_batch(spec: KanSpec, graphs: dict[str, bytes], batch: int, *, quick: bool) -> dict[str, Any]:
     x = np.random.default_rng(2).uniform(0, 1, (batch, spec.in_features)).astype(np.float32)
     calls = {name: graph_call(graph, prepared(x, VARIANTS[name][0])) for name, graph in graphs.items()}
-    timings = measure(calls, rounds=5 if quick else 15, burst=0.01 if quick else 0.03)
+    timings = measure(calls, rounds=9 if quick else 41)
     chosen: dict[str, Any] = {}
     for layout in LAYOUTS:
         form = choose_form(spec, layout=layout, precision="fp32", batch=batch, engine=False)
@@ -97,7 +97,7 @@ def time_batch(spec: KanSpec, graphs: dict[str, bytes], batch: int, *, quick: bo
         "network": list(spec.widths),
         "batch": batch,
         "chosen": chosen,
-        "seconds": {name: dataclasses.asdict(timing) for name, timing in timings.items()},
+        "seconds": {name: timing.summary() for name, timing in timings.items()},
     }
 
 
@@ -117,7 +117,7 @@ def print_errors(console: Console, errors: Sequence[dict[str, Any]]) -> None:
 
 
 def print_times(console: Console, results: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="Median time of one call in float32, µs (spread of the rounds)")
+    table = Table(title="Median time of one call in float32, µs (spread)")
     for column in ("network", "batch", *VARIANTS, "chosen for batch-last", "other form / chosen"):
         table.add_column(column, justify="right")
     for result in results:

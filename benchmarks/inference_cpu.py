@@ -218,7 +218,7 @@ def time_batch(network: Network, batch: int, *, quick: bool) -> dict[str, Timing
     calls |= {name: exported_call(graph, x) for name, graph in network.exported.items()}
     calls |= {form: graph_call(graph, x) for form, graph in network.graphs.items()}
     with torch.no_grad():
-        return measure(calls, rounds=5 if quick else 21, burst=0.01 if quick else 0.04)
+        return measure(calls, rounds=9 if quick else 61)
 
 
 def row(network: Network, batch: int, timings: dict[str, Timing]) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def row(network: Network, batch: int, timings: dict[str, Timing]) -> dict[str, A
         "network": list(network.widths),
         "batch": batch,
         "form": chosen,
-        "seconds": {name: dataclasses.asdict(timing) for name, timing in timings.items()},
+        "seconds": {name: timing.summary() for name, timing in timings.items()},
         "ratios": {name: dataclasses.asdict(ratio(timings[name], timings[chosen])) for name in PEERS},
     }
 
@@ -245,9 +245,7 @@ def target(name: str, network: Sequence[int], batch: int) -> float | None:
 
 
 def print_results(console: Console, results: Sequence[dict[str, Any]]) -> None:
-    times = results_table(
-        "Median time of one call, µs (spread of the rounds); * the exporter's choice of form", results
-    )
+    times = results_table("Median time of one call, µs (spread); * the exporter's choice of form", results)
     for name in (*FORMS, *PEERS):
         cells = []
         for result in results:
@@ -256,9 +254,7 @@ def print_results(console: Console, results: Sequence[dict[str, Any]]) -> None:
         times.add_row(f"four-op {name}" if name in FORMS else name, *cells)
     console.print(times)
 
-    ratios = results_table(
-        "Time of the peer / time of the four-op graph (lowest–highest round), and the target", results
-    )
+    ratios = results_table("Time of the peer / time of the four-op graph (80% of the rounds), and the target", results)
     for name in PEERS:
         ratios.add_row(name, *(ratio_cell(name, result) for result in results))
     console.print(ratios)
