@@ -36,7 +36,7 @@ def read_parquet(path: Path) -> list[Column]:
     try:
         with path.open("rb") as file:  # a path would be taken for a glob pattern
             frame = polars.read_parquet(file)
-    except polars.exceptions.PolarsError as error:
+    except (polars.exceptions.PolarsError, polars.exceptions.PanicException) as error:  # damage can do either
         raise TableError(
             f"{path} cannot be read: it is not a Parquet file, or is truncated ({first_line(error)})"
         ) from error
@@ -69,6 +69,11 @@ def read_csv(path: Path) -> list[Column]:
     # A line that is too short reads as one that ends in empty cells.
     if frame.width != len(header) or (frame.width > 1 and frame[:, -1].has_nulls()):
         _check_not_ragged(path)
+    if frame.width != len(header):
+        raise TableError(
+            f"{path} cannot be read as CSV: its header reads as {len(header)} names or as {frame.width}. "
+            "Check its quotes, and that its lines end in LF or CRLF"
+        )
     frame = _without_blanks(frame)
     pairs: list[Column] = []
     for name, text in zip(header, frame, strict=True):

@@ -179,6 +179,11 @@ def test_unknown_ending(tmp_path: Path) -> None:
             "data.csv: column 'b' has 1e+39 on line 2: expected a number that float32 can hold, "
             "up to ±3.4e+38. Rescale the column",
         ),
+        (
+            "a,b\r1,2\r",
+            "data.csv cannot be read as CSV: its header reads as 2 names or as 3. "
+            "Check its quotes, and that its lines end in LF or CRLF",
+        ),
         (b"a,b\n1,\xff\n", "data.csv is not UTF-8 text: save it as CSV in UTF-8 (invalid start byte)"),
         ("a,b\n1,2\n".encode("utf-16"), "data.csv is not UTF-8 text: save it as CSV in UTF-8 (invalid start byte)"),
     ],
