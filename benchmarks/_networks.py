@@ -14,8 +14,8 @@ __all__ = ["trained_like"]
 def trained_like(widths: Sequence[int], grid: int = 5, order: int = 3) -> ReLUKAN:
     """A network whose s and e differ from input to input, as training leaves them.
 
-    Fresh ones are the same on every input; the exporter then stores them once, and the graph is
-    smaller and faster than that of a trained network.
+    Fresh ones are the same on every input; the exporter then stores them once, which is not the
+    graph of a trained network.
     """
     torch.manual_seed(0)
     model = ReLUKAN(widths, grid, order)
