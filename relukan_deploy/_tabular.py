@@ -62,7 +62,7 @@ def read_csv(path: Path) -> list[Column]:
     header = _header(path)
     try:
         with path.open("rb") as file:
-            frame = polars.read_csv(file, infer_schema=False, separator=_separator(path))
+            frame = polars.read_csv(file, infer_schema_length=0, separator=_separator(path))  # all of it as text
     except polars.exceptions.PolarsError as error:
         _check_not_ragged(path)
         raise TableError(f"{path} cannot be read as CSV: {first_line(error)}") from error
