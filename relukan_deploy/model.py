@@ -213,7 +213,10 @@ def _as_range(value: Tensor | Sequence[Sequence[float]] | None, in_features: int
     result = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
     if result.shape != (in_features, 2):
         raise InputError(f"input_range must be ({in_features}, 2): minimum and maximum, got {tuple(result.shape)}")
-    if not bool((result[:, 0] < result[:, 1]).all()):
-        worst = int((result[:, 1] - result[:, 0]).argmin())
-        raise InputError(f"input_range needs minimum < maximum, got {result[worst].tolist()} for input {worst}")
+    usable = (result[:, 0] < result[:, 1]) & result.isfinite().all(dim=1)
+    if not bool(usable.all()):
+        worst = int((~usable).nonzero()[0])
+        raise InputError(
+            f"input_range needs minimum < maximum, both finite, got {result[worst].tolist()} for input {worst}"
+        )
     return result
