@@ -129,6 +129,7 @@ def lower(spec: KanSpec, *, layout: Layout, form: Form, precision: Precision) ->
     layers = _compact(spec)
     emit = _Emitter(layout, precision)
     shift, scale = _input_coordinates(layers[0], form)
+    shift = shift.astype(emit.dtype).astype(np.float64)  # as stored: what its rounding leaves goes into s and e
     value = emit.normalised_input("x", shift, scale)
     for index, layer in enumerate(layers):
         layer = _rescaled(layer, shift, scale)
