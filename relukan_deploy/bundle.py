@@ -16,8 +16,9 @@ import dataclasses
 import datetime
 import io
 import json
+import re
+import types
 import typing
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ MANIFEST, ONNX, ENGINE, GOLDEN = "manifest.json", "model.onnx", "model.engine", 
 SCHEMA_VERSION = 1
 _FORMAT = "relukan-deploy bundle"
 _NO_DIGEST = "0" * 64
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # leads nowhere else
 
 ArtifactKind = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 
@@ -122,11 +124,15 @@ class Bundle:
         try:
             with np.load(io.BytesIO(self.contents[GOLDEN]), allow_pickle=False) as arrays:
                 x, y = arrays["x"], arrays["y"]
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # numpy and zipfile raise nearly anything here
             raise BundleError(f"{self.path / GOLDEN} cannot be read: {error}") from error
-        expected = (len(x), self.manifest.in_features), (len(x), self.manifest.out_features)
-        if (x.shape, y.shape) != expected or (x.dtype, y.dtype) != (np.float32, np.float64):
-            raise BundleError(f"{self.path / GOLDEN} holds x {x.shape} and y {y.shape}, the manifest says {expected}")
+        rows = len(x) if x.ndim else 0
+        expected = (rows, self.manifest.in_features), (rows, self.manifest.out_features)
+        if not rows or (x.shape, y.shape) != expected or (x.dtype, y.dtype) != (np.float32, np.float64):
+            raise BundleError(
+                f"{self.path / GOLDEN} holds x {x.shape} {x.dtype} and y {y.shape} {y.dtype}, expected at least one "
+                f"row of {self.manifest.in_features} float32 inputs and {self.manifest.out_features} float64 answers"
+            )
         return x, y
 
 
@@ -157,13 +163,33 @@ def open_bundle(path: str | Path) -> Bundle:
 def replacing_bundle(path: Path) -> Iterator[Path]:
     """Gives an empty folder that becomes the bundle `path` at the end; see `replacing_folder`.
 
+    Where `path` is a symbolic link, what it leads to is replaced.
+
     Raises:
-        BundleError: something that is not a bundle is in the way.
+        BundleError: something that is not a bundle is in the way, or the place cannot be written.
     """
-    if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise BundleError(f"{path} exists and is not a bundle: it is left alone. Choose another place with -o")
-    with replacing_folder(path) as folder:
+    path = path.resolve()
+    with contextlib.ExitStack() as stack:
+        try:
+            if path.exists() and not _may_replace(path):
+                raise BundleError(f"{path} exists and is not a bundle: it is left alone. Choose another place with -o")
+            folder = stack.enter_context(replacing_folder(path))
+        except OSError as error:
+            raise BundleError(f"{path} cannot be written ({error}). Choose another place with -o") from error
         yield folder
+
+
+def _may_replace(path: Path) -> bool:
+    """Whether `path` is a bundle, damaged or not, or an empty folder. Other tools write a manifest.json too."""
+    if not path.is_dir():
+        return False
+    if not any(path.iterdir()):
+        return True
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == _FORMAT
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -212,7 +238,7 @@ def _parse(path: Path, raw: bytes) -> Manifest:
     where = path / MANIFEST
     try:
         content = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is damaged: {error}") from error
     if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
         raise BundleError(f"{where} is not the manifest of a bundle")
@@ -222,29 +248,72 @@ def _parse(path: Path, raw: bytes) -> Manifest:
             f"{where} has schema version {version!r}, this release reads {SCHEMA_VERSION}: upgrade relukan-deploy"
         )
     digest = str(content.pop("manifest_sha256", ""))
-    if sha256(raw.replace(digest.encode(), _NO_DIGEST.encode())) != digest:
+    if sha256(raw.replace(digest.encode(errors="replace"), _NO_DIGEST.encode())) != digest:
         raise BundleError(f"{where} has changed since it was written: its SHA-256 differs. Export the network again")
     try:
-        artifacts = tuple(_build(Artifact, entry) for entry in content.pop("artifacts"))
-        manifest: Manifest = _build(Manifest, {**content, "artifacts": artifacts})
-        names = [*manifest.files, *(artifact.file for artifact in artifacts)]
-        if any(Path(name).name != name for name in names):
-            raise ValueError("a file name leads out of the folder")
-        if not manifest.widths or any(not isinstance(width, int) or width < 1 for width in manifest.widths):
-            raise ValueError(f"widths are {manifest.widths}")
+        if not isinstance(content["artifacts"], list):
+            raise ValueError(f"artifacts is {content['artifacts']!r}, expected a list")
+        content["artifacts"] = [_build(Artifact, entry) for entry in content["artifacts"]]
+        manifest: Manifest = _build(Manifest, content)
+        _check(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{where} is damaged: {error}") from error
     return manifest
 
 
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError where the fields, each of the right type, make no sense together."""
+    for name in (*manifest.files, *(artifact.file for artifact in manifest.artifacts)):
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a file in the folder")
+    for name, entry in manifest.files.items():
+        if not (isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int)):
+            raise ValueError(f"{name} has no proper SHA-256 and size")
+    widths = manifest.widths
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"widths are {widths}, expected two or more from 1 on")
+    for what, names, count in (
+        ("domain", manifest.domain, widths[0]),
+        ("columns", manifest.columns, widths[0]),
+        ("labels", manifest.labels, widths[-1]),
+    ):
+        if names is not None and len(names) != count:
+            raise ValueError(f"{what} has {len(names)} entries, expected {count}")
+    for artifact in manifest.artifacts:
+        if artifact.kind != "onnx" and not (artifact.batch and 1 <= artifact.batch[0] <= artifact.batch[2]):
+            raise ValueError(f"{artifact.file} has the batch sizes {artifact.batch}")
+
+
 def _build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
-    """A dataclass from JSON: lists become tuples, and Literal fields are checked."""
-    types = typing.get_type_hints(kind)
-    for name, value in entry.items():
-        allowed = typing.get_args(types.get(name)) if typing.get_origin(types.get(name)) is Literal else ()
-        if allowed and value not in allowed:
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
-    return kind(**{name: _frozen(value) for name, value in entry.items()})
+    """A dataclass from JSON: lists become tuples, and the type of every field is checked."""
+    hints = typing.get_type_hints(kind)
+    values = {name: _frozen(value) for name, value in entry.items()}
+    for name, value in values.items():
+        hint = hints.get(name, Any)
+        if not _fits(value, hint):
+            allowed = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+            raise ValueError(f"{name} is {value!r}, expected {allowed.replace('typing.', '')}")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field of the dataclasses above is annotated with."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        if arguments[-1] is Ellipsis and isinstance(value, tuple):
+            arguments = arguments[:1] * len(value)
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if origin is not None:  # Mapping[str, …]; keys in JSON are always text
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _frozen(value: Any) -> Any:
