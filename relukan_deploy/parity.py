@@ -138,7 +138,7 @@ def compare(
         rmse=float(np.sqrt(np.mean(difference**2))),
         agreement=float(np.mean(agree)) if task == "classification" else None,
         worst_input=tuple(float(value) for value in x[worst]),
-        nonfinite=_nonfinite(run, x[:3]),
+        nonfinite=_nonfinite(run, x.take(range(3), axis=0, mode="wrap")),
         tolerance=tolerance,
     )
 

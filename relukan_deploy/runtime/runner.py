@@ -54,11 +54,14 @@ def as_rows(x: ArrayLike, in_features: int) -> Rows:
     Raises:
         InputError: it has another shape, or is not made of real numbers.
     """
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"x must be (batch, {in_features}) numbers: {error}") from error
     if array.dtype != np.float32:
         if array.dtype.kind not in "fiu":
             raise InputError(f"x must hold real numbers (float32), got dtype {array.dtype}")
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN stay what they are
             array = array.astype(np.float32)
     if array.ndim != 2 or array.shape[1] != in_features:
         hint = f"; for a single row use x.reshape(1, {in_features})" if array.shape == (in_features,) else ""
