@@ -25,12 +25,16 @@ class Gpu:
 def find_gpu() -> Gpu | None:
     """The first GPU, or None when there is none, no driver, or no cuda-core to ask it with."""
     try:
-        from cuda.core import Device, system
+        from cuda.bindings import driver
+        from cuda.core import Device
 
         device = Device(0)
         device.set_current()
         major, minor = device.compute_capability
-        version = system.get_user_mode_driver_version()
+        # Not cuda.core.system: it asks NVML, which a container with CUDA alone does not have.
+        error, version = driver.cuDriverGetVersion()
+        if error != driver.CUresult.CUDA_SUCCESS:
+            return None
     except Exception:  # missing package, missing driver, no device: each has errors of its own
         return None
-    return Gpu(device.name, f"{major}.{minor}", f"{version[0]}.{version[1]}")
+    return Gpu(device.name, f"{major}.{minor}", f"{version // 1000}.{version % 1000 // 10}")
