@@ -109,8 +109,7 @@ def export(
     for name, value, choices in (("precision", precision, get_args(Precision)), ("layout", layout, get_args(Layout))):
         if value not in choices:
             raise InputError(f"{name} must be {', '.join(choices)}, got {value!r}")
-    if tolerance is not None and not 0 < tolerance < np.inf:
-        raise InputError(f"tolerance must be greater than 0, got {tolerance}")
+    _check_tolerance(tolerance)
     if not trt and (precision == "tf32" or flavour):
         raise InputError(
             f"{'tf32' if precision == 'tf32' else flavour} is a matter of the engine: add trt=True (--trt)"
@@ -205,7 +204,8 @@ def verify(
         tolerance: instead of the one each artifact was exported with.
         data: a table with the network's columns, to compare on as well; needs the checkpoint,
             since only that can tell the reference's answers to new rows.
-        checkpoint: the file the bundle was exported from.
+        checkpoint: the file the bundle was exported from. The reference is then evaluated anew,
+            instead of read from the bundle.
         grid, order: as for `export`.
         say: told what is being done.
 
@@ -217,17 +217,23 @@ def verify(
         InputError: the checkpoint is not the bundle's, or the data cannot be used.
         ParityError: an artifact is out of tolerance.
     """
+    _check_tolerance(tolerance)
+    if data is not None and checkpoint is None:
+        raise InputError("comparing on data needs the checkpoint too: the bundle holds no float64 reference")
     bundle = open_bundle(path)
     x, y = bundle.golden()
-    if data is not None:
-        if checkpoint is None:
-            raise InputError("comparing on data needs the checkpoint too: the bundle holds no float64 reference")
+    if checkpoint is not None:
         spec, source, _ = _read_network(checkpoint, Path(path), grid, order)
         if source["sha256"] != bundle.manifest.source.get("sha256"):
             raise InputError(f"{checkpoint} is not the checkpoint that {path} was exported from: its SHA-256 differs")
-        table = _data_rows(spec, data)
-        x, y = np.concatenate([x, table]), np.concatenate([y, spec.evaluate(table)])
+        x = np.concatenate([x, _data_rows(spec, data)])
+        y = spec.evaluate(x)
     return [check for artifact in bundle.manifest.artifacts for check in _check(bundle, artifact, x, y, tolerance, say)]
+
+
+def _check_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None and not 0 < tolerance < np.inf:
+        raise InputError(f"tolerance must be greater than 0, got {tolerance}")
 
 
 def _check(
