@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -84,12 +85,13 @@ def _export(arguments: argparse.Namespace) -> None:
         )
     manifest = bundle.manifest
     screen = console if arguments.json else Console(highlight=False)
-    screen.print(Text.assemble((str(arguments.model), "bold"), " → ", (f"{bundle.path}/", "bold")))
+    screen.print(Text.assemble((str(arguments.model), "bold"), " → ", (f"{bundle.path}/", "bold")), soft_wrap=True)
     screen.print(describe_network(manifest) + "\n")
     rows = [(a, a.parity["backend"] if a.parity else None, a.parity, a.reason) for a in manifest.artifacts]
     print_artifacts(screen, manifest, rows)
     if any(not artifact.verified for artifact in manifest.artifacts):
-        screen.print(f"\nOn the machine that will run it: [bold]relukan-verify {bundle.path}[/bold]")
+        command = Text(f"relukan-verify {shlex.quote(str(bundle.path))}", "bold")
+        screen.print(Text.assemble("\nOn the machine that will run it: ", command), soft_wrap=True)
     if arguments.json:
         print(json.dumps({"bundle": str(bundle.path), **dataclasses.asdict(manifest)}, indent=2))
 

@@ -6,6 +6,7 @@ import argparse
 import csv
 import logging
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -47,11 +48,11 @@ def _predict(arguments: argparse.Namespace) -> None:
         return
     with replacing_file(out) as written:
         if out.suffix == ".npz":
-            np.savez_compressed(written, **columns)
+            _write_npz(written, columns)
         else:
             with written.open("w", newline="", encoding="utf-8") as file:
                 _write_csv(file, columns)
-    console.print(f"{len(x)} rows → {out} ({runner.backend})")
+    console.print(f"{len(x)} rows → {out} ({runner.backend})", markup=False, soft_wrap=True)
 
 
 def _columns(manifest: Manifest, y: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -63,6 +64,14 @@ def _columns(manifest: Manifest, y: NDArray[np.float32]) -> dict[str, NDArray[An
     shifted = np.exp(y - y.max(axis=1, keepdims=True))
     probability = shifted.max(axis=1) / shifted.sum(axis=1)  # softmax of the logits
     return {(manifest.targets or ("label",))[0]: labels[y.argmax(axis=1)], "probability": probability}
+
+
+def _write_npz(path: Path, columns: dict[str, NDArray[Any]]) -> None:
+    """As numpy.savez_compressed, which cannot write a column that is named as one of its own arguments."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, column in columns.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, column, allow_pickle=False)
 
 
 def _write_csv(file: IO[str], columns: dict[str, NDArray[Any]]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from ..errors import MissingDeviceError
 from ._command import console, make_parser, run
@@ -43,7 +44,9 @@ def _verify(arguments: argparse.Namespace) -> None:
         )
     manifest = open_bundle(arguments.bundle).manifest
     screen = console if arguments.json else Console(highlight=False)
-    screen.print(f"[bold]{arguments.bundle}[/bold]: {describe_network(manifest)}\n")
+    # A Text, since brackets in a path are no markup.
+    title = Text.assemble((str(arguments.bundle), "bold"), f": {describe_network(manifest)}\n")
+    screen.print(title, soft_wrap=True)
     figures = [check.report.as_dict() if check.report else None for check in checks]
     rows = [(check.artifact, check.backend, found, check.reason) for check, found in zip(checks, figures, strict=True)]
     print_artifacts(screen, manifest, rows)
