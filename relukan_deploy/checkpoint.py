@@ -2,20 +2,24 @@
 
 A `.pt` file is a dictionary of plain values and tensors, read with
 `torch.load(weights_only=True)` alone. A `.safetensors` file holds the same tensors, and the rest
-as JSON in its metadata. State dicts of the reference ReLU-KAN are recognised by their keys.
+as JSON in its metadata. Both hold a checksum, since neither format notices a changed byte among
+its numbers. State dicts of the reference ReLU-KAN are recognised by their keys.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._files import replacing_file
+from ._files import replacing_file, sha256
 from .errors import CheckpointError, InputError, MissingDependencyError
 from .importers import relu_kan
+from .importers._tensors import describe, is_plain
 from .spec import KanSpec, Task
 
 if TYPE_CHECKING:
@@ -83,6 +87,7 @@ def save(
         "config": model.config,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in meaning.items()},
     }
+    header["sha256"] = _checksum(header, state)
     with replacing_file(path) as written:
         if path.suffix == ".safetensors":
             _safetensors().save_file(state, written, metadata={"relukan": json.dumps(header)})
@@ -123,10 +128,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch asks for reports about files that are not its own
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything here, by what is wrong with the file
-        reason = str(error).split("\n", 1)[0][:200]
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        # What torch puts before this advises to read the file with weights_only=False.
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n", 1)[0].partition(". ")[0]
+        reason = reason[:200] or type(error).__name__
+        if "Unsupported global" in reason:
             advice = (
                 "it holds pickled Python objects, which are never run here. "
                 "Save weights alone: relukan_deploy.save(model, path), or torch.save(model.state_dict(), path)"
@@ -146,12 +155,14 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         state = safetensors.load_file(path)
         with safetensors.safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("relukan", "null"))
+            header = json.loads((file.metadata() or {}).get("relukan", "{}"))
+            if not isinstance(header, dict):
+                raise ValueError(f"its metadata holds a {type(header).__name__}")
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read: it is not a safetensors file, or is truncated ({error})"
         ) from error
-    return state if header is None else {**header, "state_dict": state}
+    return {**header, "state_dict": state} if header else state
 
 
 def _safetensors() -> Any:
@@ -171,20 +182,28 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
             f"{path} is not a checkpoint of relukan-deploy nor of the reference ReLU-KAN (its keys: {keys} …). "
             "Write one with relukan_deploy.save(model, path)"
         )
-    if content.get("version") != _VERSION:
+    version = content.get("version")
+    if type(version) is not int or version != _VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint version {content.get('version')!r}, this release reads {_VERSION}: "
-            "upgrade relukan-deploy"
+            f"{path} has checkpoint version {version!r}, this release reads {_VERSION}: upgrade relukan-deploy"
         )
     try:
         config, state = dict(content["config"]), dict(content["state_dict"])
         meaning = {name: content[name] for name in _MEANING}
+        _check_names(meaning)
         has_range = "layers.0.input_range" in state
-        unit = [[0.0, 1.0]] * config["widths"][0] if has_range else None
-        model = ReLUKAN(**config, input_range=unit)
-    except (KeyError, TypeError, ValueError, InputError) as error:
+        expected = _expected_shapes(config, has_range)
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: its configuration is incomplete or wrong ({error})") from error
-    _check_state(path, model.state_dict(), state)
+    _check_state(path, expected, state)
+    header = {name: value for name, value in content.items() if name not in ("sha256", "state_dict")}
+    try:
+        checksum = _checksum(header, state)
+        model = ReLUKAN(**config, input_range=[[0.0, 1.0]] * config["widths"][0] if has_range else None)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: its configuration is incomplete or wrong ({error})") from error
+    if content.get("sha256") != checksum:
+        raise CheckpointError(f"{path} is damaged: it does not match the checksum it was saved with")
     model = model.to(next(iter(state.values())).dtype)
     model.load_state_dict(state)
     named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in meaning.items()}
@@ -196,13 +215,51 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     return checkpoint
 
 
-def _check_state(path: Path, expected: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+def _check_names(meaning: Mapping[str, Any]) -> None:
+    for name, value in meaning.items():
+        names = [value] if name == "task" else [] if value is None else value
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise TypeError(f"{name} is {value!r}")
+
+
+def _expected_shapes(config: Mapping[str, Any], has_range: bool) -> dict[str, tuple[int, ...]]:
+    """Of each tensor; known before a network is built, which a damaged size could make enormous."""
+    widths, bumps = config["widths"], config["grid"] + config["order"]
+    if len(widths) < 2 or not all(type(number) is int for number in (*widths, bumps)):
+        raise ValueError(f"widths {widths!r}, grid {config['grid']!r}, order {config['order']!r}")
+    shapes: dict[str, tuple[int, ...]] = {"layers.0.input_range": (widths[0], 2)} if has_range else {}
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        shapes[f"layers.{index}.starts"] = shapes[f"layers.{index}.ends"] = (inputs, bumps)
+        shapes[f"layers.{index}.weight"] = (outputs, inputs, bumps)
+        shapes[f"layers.{index}.bias"] = (outputs,)
+    return shapes
+
+
+def _check_state(path: Path, expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Any]) -> None:
+    missing, unknown = sorted(set(expected) - set(state)), sorted(map(str, set(state) - set(expected)))
     if missing or unknown:
         raise CheckpointError(
             f"{path} is damaged: tensors missing: {missing or 'none'}, not expected: {unknown or 'none'}"
         )
-    for key, tensor in expected.items():
-        shape = tuple(getattr(state[key], "shape", ()))
-        if shape != tuple(tensor.shape):
-            raise CheckpointError(f"{path} is damaged: {key} is {shape}, its configuration says {tuple(tensor.shape)}")
+    dtype = getattr(next(iter(state.values())), "dtype", None)
+    for key, shape in expected.items():
+        if not is_plain(state[key]) or state[key].dtype != dtype:
+            raise CheckpointError(
+                f"{path} is damaged: {key} is {describe(state[key])}, expected a tensor of floating-point "
+                "numbers, of one dtype in the whole file"
+            )
+        if tuple(state[key].shape) != shape:
+            raise CheckpointError(
+                f"{path} is damaged: {key} is {tuple(state[key].shape)}, its configuration says {shape}"
+            )
+
+
+def _checksum(header: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of all that a checkpoint says."""
+    import torch
+
+    parts = [json.dumps(header, sort_keys=True, default=repr).encode()]
+    for key, tensor in sorted(state.items()):
+        parts += [f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode()]
+        parts += [tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()]
+    return sha256(b"\n".join(parts))

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
+from ._tensors import describe, is_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ def load(state: Mapping[str, Tensor], *, grid: int | None = None, order: int | N
     """
     from ..model import ReLUKAN
 
-    count = _check_keys(state)
+    count = _check_tensors(state)
     layers = [[state[f"rk_layers.{index}.{key}"] for key in _KEYS] for index in range(count)]
     bumps = _check_shapes(layers)
     grid, order = _grid_and_order(layers, bumps, grid, order)
@@ -67,10 +68,12 @@ def load(state: Mapping[str, Tensor], *, grid: int | None = None, order: int | N
     return model
 
 
-def _check_keys(state: Mapping[str, object]) -> int:
-    indices = {int(found.group(1)) for key in state if (found := _PREFIX.match(key))}
-    expected = {f"rk_layers.{index}.{key}" for index in range(max(indices) + 1) for key in _KEYS}
-    missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
+def _check_tensors(state: Mapping[str, Tensor]) -> int:
+    names = set(map(str, state))
+    # No more layers than there are keys, whatever their numbers.
+    count = min(len(names), 1 + max(int(found.group(1)) for name in names if (found := _PREFIX.match(name))))
+    expected = {f"rk_layers.{index}.{key}" for index in range(count) for key in _KEYS}
+    missing, unknown = sorted(expected - names), sorted(names - expected)
     if missing or unknown:
         raise CheckpointError(
             "this looks like a checkpoint of the reference ReLU-KAN, but "
@@ -81,7 +84,14 @@ def _check_keys(state: Mapping[str, object]) -> int:
             )
             + ". Save it with torch.save(model.state_dict(), path)."
         )
-    return max(indices) + 1
+    for name, value in state.items():
+        if not is_plain(value):
+            raise CheckpointError(
+                f"{name} of this reference ReLU-KAN is {describe(value)}: expected a tensor of floating-point numbers"
+            )
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(f"{name} of this reference ReLU-KAN must be finite, got NaN or infinity")
+    return count
 
 
 def _check_shapes(layers: list[list[Tensor]]) -> int:
@@ -92,6 +102,8 @@ def _check_shapes(layers: list[list[Tensor]]) -> int:
         fits = (
             tuple(low.shape) == tuple(high.shape) == (inputs, bumps)
             and tuple(weight.shape) == (bias.numel(), 1, bumps, inputs)
+            and bias.ndim == 1
+            and weight.numel() > 0
             and previous in (None, inputs)
         )
         if not fits:
