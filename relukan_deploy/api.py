@@ -283,7 +283,7 @@ def _open(bundle: Bundle, backend: str, artifact: Artifact) -> tuple[Runner, str
 
     # Optimising the graph would take out the very roundings it is there for.
     session = make_session(
-        emulate_in_float32(bundle.contents[artifact.file]), ["CPUExecutionProvider"], threads=1, optimise=False
+        emulate_in_float32(bundle.contents[artifact.file]), ["CPUExecutionProvider"], threads=1, level="ORT_DISABLE_ALL"
     )
     name = "onnxruntime-cpu, float32 rounded to bf16"
     plain = dataclasses.replace(artifact, precision="fp32")
@@ -325,15 +325,9 @@ def _read_network(
 def _data_rows(spec: KanSpec, data: str | Path | None) -> NDArray[np.float32]:
     if data is None:
         return np.empty((0, spec.in_features), np.float32)
-    from .table import read_table
+    from .table import read_inputs
 
-    rows = read_table(data).features(spec.columns)[:_MOST_DATA_ROWS]
-    if rows.shape[1] != spec.in_features:
-        raise InputError(
-            f"{data} has {rows.shape[1]} columns, the network has {spec.in_features} inputs without names: "
-            "give a table with just these columns, in order"
-        )
-    return rows
+    return read_inputs(data, spec.columns, spec.in_features)[:_MOST_DATA_ROWS]
 
 
 def _engine_details(engine: Engine, options: EngineOptions) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ._tabular import Column, as_number, check_names, first_line, line_of, read_
 from .errors import TableError
 from .spec import Task
 
-__all__ = ["Table", "read_table", "table_of"]
+__all__ = ["Table", "read_inputs", "read_table", "table_of"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # A whole-number target is read as classes when it has no more values than this, ...
@@ -219,6 +219,28 @@ def read_table(path: str | Path) -> Table:
         return _table(str(path), read_csv(path) if kind == ".csv" else read_parquet(path), is_csv=kind == ".csv")
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_inputs(path: str | Path, columns: Sequence[str] | None, in_features: int) -> NDArray[np.float32]:
+    """The inputs of a network in a data file, ``(rows, in_features)``.
+
+    Args:
+        path: as for `read_table`.
+        columns: the network's columns, found by name; None for a network whose inputs were never
+            named, whose table has to hold just them, in order.
+        in_features: how many inputs the network has.
+
+    Raises:
+        TableError: as for `read_table` and `Table.features`, or unnamed columns are not as many.
+    """
+    table = read_table(path)
+    rows = table.features(columns)
+    if rows.shape[1] != in_features:
+        raise TableError(
+            f"{path} has {rows.shape[1]} columns, and the network {in_features} inputs without names: "
+            "give a table that holds just these, in order"
+        )
+    return rows
 
 
 def table_of(name: str, arrays: Mapping[str, ArrayLike]) -> Table:

@@ -21,7 +21,7 @@ What is done, in this order:
 
    quadratic, six nodes: p = −z² + (s+e)z − se is a Conv over the two features z(z−w), z(z+w).
 
-       u = Add(z, [−w, w]);  f = Mul(z, u);  p = Conv(f), grouped by input
+       u = Add(z, [−w, w]);  f = Mul(z, u);  p = Conv(f), one group an input
        q = Relu(p);  b = Mul(q, q);  y = Conv(b)
 
    The quadratic form makes two passes over the K-fold basis where the direct one makes five (a
@@ -53,9 +53,6 @@ _QUADRATIC_FROM_BATCH = 16
 # The quadratic form's rounding error in a bump is near 2·ratio·2⁻²⁴, with ratio = (distance from
 # the centre / half-width of the bump)². Up to this ratio a network stays below 5e-6 in float32.
 _QUADRATIC_UP_TO_RATIO = 17.0
-# Inputs to a hidden layer's grouped Conv are taken together in groups of at most this many: fewer
-# and larger matrix products, at the price of multiplying by zeros.
-_MOST_INPUTS_A_GROUP = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +135,7 @@ def lower(spec: KanSpec, *, layout: Layout, form: Form, precision: Precision) ->
         else:
             shift, scale = np.zeros(layer.out_features), np.ones(layer.out_features)
         bumps = emit.direct if form == "direct" else emit.quadratic
-        value = bumps(f"layer{index}", value, layer, shift, scale, first=index == 0)
+        value = bumps(f"layer{index}", value, layer, shift, scale)
     last = dataclasses.replace(emit.nodes[-1], output="y")
     return Graph(
         nodes=(*emit.nodes[:-1], last),
@@ -257,9 +254,7 @@ class _Emitter:
             value = self._node("Mul", "input/scaled", value, self._elementwise("input/scale", scale[:, np.newaxis]))
         return value
 
-    def direct(
-        self, name: str, z: str, layer: LayerSpec, shift: Float64Array, scale: Float64Array, *, first: bool
-    ) -> str:
+    def direct(self, name: str, z: str, layer: LayerSpec, shift: Float64Array, scale: Float64Array) -> str:
         minus_one = self._elementwise("minus_one", np.array([[-1.0]]))
         negated = self._node("Mul", f"{name}/negated", z, minus_one)
         falling = self._add(f"{name}/falling", negated, f"{name}/ends", layer.ends)
@@ -270,10 +265,7 @@ class _Emitter:
         peak = np.where(layer.live, (layer.ends - layer.starts) / 2, 1.0) ** 4  # of what `bumps` holds
         return self._conv(name, bumps, layer.coefficients / peak, layer.bias, shift, scale)
 
-    def quadratic(
-        self, name: str, z: str, layer: LayerSpec, shift: Float64Array, scale: Float64Array, *, first: bool
-    ) -> str:
-        inputs, bumps_each = layer.starts.shape
+    def quadratic(self, name: str, z: str, layer: LayerSpec, shift: Float64Array, scale: Float64Array) -> str:
         total, product = layer.starts + layer.ends, layer.starts * layer.ends
         w = 1.001 * float(np.abs(total).max()) or 1.0
         roots = self._elementwise(f"{name}/roots", np.array([[-w, w]]))
@@ -283,20 +275,13 @@ class _Emitter:
         half = np.where(layer.live, (layer.ends - layer.starts) / 2, 1.0)
         weight = np.stack([-(1 + total / w) / 2, -(1 - total / w) / 2], axis=-1)  # (in, K, 2)
         weight, bias = weight / half[..., np.newaxis] ** 2, -product / half**2  # every bump peaks at 1
-        # The network's own inputs are not grouped: there one infinite input would reach its
-        # neighbours as 0 · ∞. Hidden features are always finite.
-        grouped = 1 if first else max(n for n in range(1, _MOST_INPUTS_A_GROUP + 1) if inputs % n == 0)
-        groups = inputs // grouped
-        spread = np.zeros((groups, grouped, bumps_each, grouped, 2))
-        for member in range(grouped):
-            spread[:, member, :, member, :] = weight.reshape(groups, grouped, bumps_each, 2)[:, member]
         parabola = self._node(
             "Conv",
             f"{name}/parabola",
             features,
-            self._constant(f"{name}/parabola_weight", self._kernel(spread.reshape(-1, grouped, 2))),
+            self._constant(f"{name}/parabola_weight", self._kernel(weight.reshape(-1, 1, 2))),
             self._constant(f"{name}/parabola_bias", bias.reshape(-1)),
-            group=groups,
+            group=layer.in_features,
         )
         clipped = self._node("Relu", f"{name}/clipped", parabola)
         bumps = self._node("Mul", f"{name}/bumps", clipped, clipped)  # (in·K, 1)

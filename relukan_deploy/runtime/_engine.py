@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._tensorrt import Flavour, import_tensorrt, make_logger
 from ..bundle import Artifact
-from ..errors import BundleError, MissingDependencyError, MissingDeviceError
+from ..errors import BundleError
+from ..gpu import open_device
 from .runner import as_rows, element_dtype, from_graph, slices, to_graph
 
 __all__ = ["EngineRunner"]
@@ -27,14 +28,14 @@ class EngineRunner:
     """
 
     def __init__(self, backend: Flavour, plan: bytes, artifact: Artifact, in_features: int, out_features: int) -> None:
-        trt = import_tensorrt(backend, "Running an engine")
         assert artifact.batch is not None  # engines always have a profile
         self.backend: str = backend
         self.artifact = artifact
         self.in_features = in_features
         self.out_features = out_features
         self._least, _, self._most = artifact.batch
-        self._device = _current_device()
+        self._device = open_device()
+        trt = import_tensorrt(backend, "Running an engine")
         self._stream = self._device.create_stream()
         self._logger = make_logger(trt)
         runtime = trt.Runtime(self._logger)
@@ -121,16 +122,3 @@ class _Staging:
         del self._bytes
         self._device.close()
         self._host.close()
-
-
-def _current_device() -> Any:
-    try:
-        from cuda.core import Device
-    except ImportError as error:
-        raise MissingDependencyError("Running a TensorRT engine", "cuda-core", "rtx") from error
-    try:
-        device = Device(0)
-        device.set_current()
-    except Exception as error:  # missing driver, no device: each has an error of its own
-        raise MissingDeviceError(f"a TensorRT engine needs an NVIDIA GPU and its driver: {error}") from error
-    return device

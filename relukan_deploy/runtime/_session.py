@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,8 @@ from ..errors import BundleError
 from .runner import as_rows, from_graph, to_graph
 
 __all__ = ["SessionRunner", "make_session"]
+
+Level = Literal["ORT_DISABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
 
 
 class SessionRunner:
@@ -36,8 +38,8 @@ class SessionRunner:
         self._session = None
 
 
-def make_session(model: bytes, providers: list[Any], threads: int, *, optimise: bool = True) -> Any:
-    """An ONNX Runtime session for `model`, with its graph optimised or run as it is written.
+def make_session(model: bytes, providers: list[Any], threads: int, *, level: Level = "ORT_ENABLE_ALL") -> Any:
+    """An ONNX Runtime session for `model`, with its graph rewritten as far as `level` says.
 
     Raises:
         BundleError: ONNX Runtime cannot load the model.
@@ -47,8 +49,7 @@ def make_session(model: bytes, providers: list[Any], threads: int, *, optimise: 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.log_severity_level = 3  # errors; they also arrive as exceptions
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
