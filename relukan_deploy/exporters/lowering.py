@@ -126,7 +126,7 @@ def lower(spec: KanSpec, *, layout: Layout, form: Form, precision: Precision) ->
     layers = _compact(spec)
     emit = _Emitter(layout, precision)
     shift, scale = _input_coordinates(layers[0], form)
-    shift = shift.astype(emit.dtype).astype(np.float64)  # as stored: what its rounding leaves goes into s and e
+    shift = emit.as_stored(shift)  # what rounding it leaves goes into s and e
     value = emit.normalised_input("x", shift, scale)
     for index, layer in enumerate(layers):
         layer = _rescaled(layer, shift, scale)
@@ -247,6 +247,12 @@ class _Emitter:
     def shape(self, features: int) -> tuple[int | str, ...]:
         return (1, features, 1, "batch") if self.layout == "batch-last" else ("batch", features, 1)
 
+    def as_stored(self, array: Float64Array) -> Float64Array:
+        """As the precision rounds it; what overflows is left as it is, for the error that names it."""
+        with np.errstate(over="ignore"):
+            rounded = array.astype(self.dtype).astype(np.float64)
+        return np.where(np.isfinite(rounded), rounded, array)
+
     def normalised_input(self, value: str, shift: Float64Array, scale: Float64Array) -> str:
         if shift.any():
             value = self._node("Add", "input/shifted", value, self._elementwise("input/shift", -shift[:, np.newaxis]))
@@ -312,7 +318,7 @@ class _Emitter:
         """value + knots ``(in, K)``; in half precision also + what rounding the knots left."""
         value = self._node("Add", output, value, self._elementwise(name, knots))
         if self.dtype.itemsize < 4:
-            rest = knots - knots.astype(self.dtype).astype(np.float64)
+            rest = knots - self.as_stored(knots)
             value = self._node("Add", f"{output}_exact", value, self._elementwise(f"{name}_rest", rest))
         return value
 
