@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--picture", type=Path, help="also write what the terminal shows as an SVG")
     arguments = parser.parse_args()
-    console = Console(record=True, width=100, force_terminal=True if arguments.picture else None, highlight=False)
+    console = Console(record=True, width=108, force_terminal=True if arguments.picture else None, highlight=False)
 
     images, digits = load_digits(return_X_y=True)
     seen, unseen, seen_digits, unseen_digits = train_test_split(
@@ -42,7 +42,8 @@ def main() -> int:
     write_table(FOLDER / "digits.csv", seen, seen_digits)
     write_table(FOLDER / "unseen.csv", unseen, None)
 
-    run(console, f"relukan-train {FOLDER}/digits.csv --target digit -o {FOLDER}/digits.pt")
+    options = "--hidden 256 --grid 3 --validation 0.1"
+    run(console, f"relukan-train {FOLDER}/digits.csv --target digit {options} -o {FOLDER}/digits.pt")
     run(console, f"relukan-export {FOLDER}/digits.pt --trt")
     run(console, f"relukan-verify {FOLDER}/digits --json", show=False)
     run(console, f"relukan-predict {FOLDER}/digits {FOLDER}/unseen.csv -o {FOLDER}/predicted.csv")
@@ -51,7 +52,7 @@ def main() -> int:
         predicted = np.array([int(row["digit"]) for row in csv.DictReader(file)])
     right = float(np.mean(predicted == unseen_digits))
     console.print()
-    show_digits(console, unseen[:12], predicted[:12])
+    show_digits(console, unseen[:11], predicted[:11])
     console.print(f"\n[bold green]{right:.1%}[/bold green] of {len(unseen)} digits that training never saw are right.")
     if arguments.picture:
         console.save_svg(str(arguments.picture), title="make demo")
@@ -80,19 +81,24 @@ def run(console: Console, command: str, *, show: bool = True) -> None:
         code = subprocess.run(
             [str(Path(sys.executable).with_name(name)), *rest],
             stdout=output,
-            stderr=subprocess.STDOUT if show else None,
-            env=os.environ | colours | {"COLUMNS": "100", "TTY_INTERACTIVE": "0"},
+            stderr=subprocess.STDOUT,
+            env=os.environ | colours | {"COLUMNS": "108", "TTY_INTERACTIVE": "0"},
             check=False,
         ).returncode
         output.seek(0)
         if show or code:
-            console.print(Text.from_ansi(output.read()))
+            console.print(Text.from_ansi(output.read().rstrip()))
+        else:
+            console.print("nothing is out of tolerance")
     if code:
         sys.exit(code)
 
 
 def show_digits(console: Console, images: NDArray[np.float64], predicted: NDArray[np.int64]) -> None:
     """The scans in half blocks, two pixels to a character, and below them what they were taken for."""
+    if console.color_system is None:
+        console.print(f"The first {len(predicted)} of them: {' '.join(map(str, predicted))}")
+        return
     for row in range(0, 8, 2):
         line = Text()
         for image in images:
