@@ -83,8 +83,10 @@ def count_operators(data: bytes) -> dict[str, int]:
     """
     model = _onnx().load_from_string(data)
     counts = collections.Counter(node.op_type for node in model.graph.node)
-    foreign = sorted(set(counts) - set(OPERATORS)) + [function.name for function in model.functions]
-    if foreign or any(node.domain for node in model.graph.node):
+    foreign = sorted(set(counts) - set(OPERATORS))
+    foreign += sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain})
+    foreign += [function.name for function in model.functions]
+    if foreign:
         raise BuildError(f"the exported graph may hold only {', '.join(OPERATORS)}, it also holds {', '.join(foreign)}")
     return dict(sorted(counts.items()))
 
@@ -93,9 +95,9 @@ def _typed(name: str, array: Float64Array, precision: Precision) -> bytes:
     with np.errstate(over="ignore", under="ignore"):
         typed = np.ascontiguousarray(array).astype(storage_dtype(precision))
     if not np.isfinite(typed.astype(np.float64)).all():
+        larger = {"fp16": ": export with --precision bf16", "bf16": ": export with --precision fp32"}
         raise InputError(
-            f"{name} holds {np.abs(array).max():.3g}, which {precision} cannot represent: export with "
-            f"--precision {'bf16' if precision == 'fp16' else 'fp32'}"
+            f"{name} holds {np.abs(array).max():.3g}, which {precision} cannot represent{larger.get(precision, '')}"
         )
     return typed.tobytes()
 
