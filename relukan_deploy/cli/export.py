@@ -81,7 +81,7 @@ def _export(arguments: argparse.Namespace) -> None:
             data=arguments.data,
             grid=arguments.grid,
             order=arguments.order,
-            say=status.update,
+            say=lambda doing: status.update(Text(doing)),  # TensorRT's names are no markup
         )
     manifest = bundle.manifest
     screen = console if arguments.json else Console(highlight=False)
@@ -102,5 +102,5 @@ def _bytes(text: str) -> int:
     number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
     try:
         return int(float(number) * unit)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # OverflowError for inf
         raise argparse.ArgumentTypeError(f"expected a size such as 256M or 1G, got {text!r}") from error

@@ -40,7 +40,7 @@ def _verify(arguments: argparse.Namespace) -> None:
             checkpoint=arguments.checkpoint,
             grid=arguments.grid,
             order=arguments.order,
-            say=status.update,
+            say=lambda doing: status.update(Text(doing)),
         )
     manifest = open_bundle(arguments.bundle).manifest
     screen = console if arguments.json else Console(highlight=False)
@@ -51,7 +51,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     rows = [(check.artifact, check.backend, found, check.reason) for check, found in zip(checks, figures, strict=True)]
     print_artifacts(screen, manifest, rows)
     if arguments.json:
-        entries = [{"artifact": check.artifact.file, **dataclasses.asdict(check)} for check in checks]
+        entries = [{**dataclasses.asdict(check), "artifact": check.artifact.file} for check in checks]
         for entry in entries:
             entry["passed"] = entry["report"] is not None  # a failed comparison never gets here
         print(json.dumps(entries, indent=2))
