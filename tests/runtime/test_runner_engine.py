@@ -30,7 +30,8 @@ class Staging:
         self.all.append(self)
 
     def host(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        return self._host[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+        part: NDArray[Any] = self._host[: int(np.prod(shape)) * dtype.itemsize].view(dtype)
+        return part.reshape(shape)
 
     def to_device(self, size: int) -> None:
         self.device[:size] = self._host[:size]
