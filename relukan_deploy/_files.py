@@ -28,8 +28,10 @@ def sha256(data: bytes) -> str:
 def replacing_file(path: Path) -> Iterator[Path]:
     """Gives a path to write to beside `path`, and moves what was written onto `path` at the end.
 
-    If the block raises, what it wrote is removed and `path` is untouched.
+    If the block raises, what it wrote is removed and `path` is untouched. Where `path` is a link,
+    what it leads to is replaced.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -49,8 +51,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Gives an empty folder beside `path`, and puts it in the place of `path` at the end.
 
     An existing folder is swapped with the new one in one step where the system can (Linux), so a
-    crash at any point leaves one of the two whole. If the block raises, `path` is untouched.
+    crash at any point leaves one of the two whole. If the block raises, `path` is untouched. Where
+    `path` is a link, the folder it leads to is replaced.
+
+    Raises:
+        NotADirectoryError: `path` is a file.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     written = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
