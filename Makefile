@@ -18,8 +18,9 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready-bench  ## the figures of the README, on this CPU
-	$(BIN)/python benchmarks/inference_cpu.py --json benchmarks/results/cpu-x86-64/inference.json
-	$(BIN)/python benchmarks/startup.py --json benchmarks/results/cpu-x86-64/startup.json
+	$(BIN)/python -m benchmarks.inference_cpu --json benchmarks/results/cpu-x86-64/inference_cpu.json
+	$(BIN)/python -m benchmarks.forms --json benchmarks/results/cpu-x86-64/forms.json
+	$(BIN)/python -m benchmarks.startup --json benchmarks/results/cpu-x86-64/startup.json
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

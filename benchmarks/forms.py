@@ -1,9 +1,10 @@
-"""Every form and layout of the four-operator graph, timed and checked: what the exporter's choice rests on.
+"""Every form and layout of the four-operator graph, timed and checked: what the exporter and the runtime chose by.
 
     python -m benchmarks.forms [--quick] [--json FILE]
 
 ONNX Runtime on one CPU thread. Times are those of float32; errors are given in float32 and float16,
-as the largest difference from the float64 reference over the largest answer.
+as the largest difference from the float64 reference over the largest answer. "extended" is ONNX
+Runtime's rewriting one step short of all, without its blocked layout.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from rich.table import Table
 
 from relukan_deploy.exporters.lowering import choose_form
 from relukan_deploy.exporters.to_onnx import to_onnx
+from relukan_deploy.runtime._session import Level, make_session
+from relukan_deploy.runtime.ort_cpu import level_for
 from relukan_deploy.spec import Form, KanSpec, Layout, Precision
 
 from ._networks import trained_like
-from ._report import header, micro, new_console, print_header, session, write_json
+from ._report import bound_call, header, micro, new_console, print_header, write_json
 from ._timing import measure, ratio
 
 NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10), (784, 64, 10))
@@ -34,7 +37,10 @@ LAYOUTS: tuple[Layout, ...] = ("batch-last", "batch-major")
 FORMS: tuple[Form, ...] = ("direct", "quadratic")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 PACKAGES = ("onnxruntime", "onnx", "numpy")
-VARIANTS = {f"{layout} {form}": (layout, form) for layout, form in itertools.product(LAYOUTS, FORMS)}
+VARIANTS: dict[str, tuple[Layout, Form, Level]] = {
+    **{f"{layout} {form}": (layout, form, "ORT_ENABLE_ALL") for layout, form in itertools.product(LAYOUTS, FORMS)},
+    **{f"batch-last {form}, extended": ("batch-last", form, "ORT_ENABLE_EXTENDED") for form in FORMS},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for widths in NETWORKS:
         spec = trained_like(widths).spec()
         errors.append({"network": list(widths), "errors": measure_errors(spec)})
-        graphs = {name: to_onnx(spec, layout=layout, form=form) for name, (layout, form) in VARIANTS.items()}
-        results += [time_batch(spec, graphs, batch, quick=options.quick) for batch in BATCHES]
+        results += [time_batch(spec, batch, quick=options.quick) for batch in BATCHES]
     print_errors(console, errors)
     print_times(console, results)
     if options.json:
@@ -75,35 +80,40 @@ def measure_errors(spec: KanSpec) -> dict[str, dict[str, float]]:
         x = np.random.default_rng(1).uniform(-0.2, 1.2, (512, spec.in_features)).astype(dtype)
         expected = spec.evaluate(x)
         found[precision] = {}
-        for name, (layout, form) in VARIANTS.items():
-            graph = session(to_onnx(spec, layout=layout, form=form, precision=precision))
-            y = graph.run(None, {"x": prepared(x, layout)})[0].astype(np.float64)
+        for name, (layout, form, level) in VARIANTS.items():
+            model = to_onnx(spec, layout=layout, form=form, precision=precision)
+            y = (
+                make_session(model, ["CPUExecutionProvider"], 1, level=level)
+                .run(None, {"x": prepared(x, layout)})[0]
+                .astype(np.float64)
+            )
             y = y[0, :, 0].T if layout == "batch-last" else y[:, :, 0]  # (batch, out)
             found[precision][name] = float(np.abs(y - expected).max() / np.abs(expected).max())
     return found
 
 
-def time_batch(spec: KanSpec, graphs: dict[str, bytes], batch: int, *, quick: bool) -> dict[str, Any]:
+def time_batch(spec: KanSpec, batch: int, *, quick: bool) -> dict[str, Any]:
     x = np.random.default_rng(2).uniform(0, 1, (batch, spec.in_features)).astype(np.float32)
-    calls = {name: graph_call(graph, prepared(x, VARIANTS[name][0])) for name, graph in graphs.items()}
+    calls = {name: graph_call(spec, x, *variant) for name, variant in VARIANTS.items()}
     timings = measure(calls, rounds=9 if quick else 41)
-    chosen: dict[str, Any] = {}
-    for layout in LAYOUTS:
-        form = choose_form(spec, layout=layout, precision="fp32", batch=batch, engine=False)
-        other = next(candidate for candidate in FORMS if candidate != form)
-        gain = ratio(timings[f"{layout} {other}"], timings[f"{layout} {form}"])
-        chosen[layout] = {"form": form, "other over chosen": dataclasses.asdict(gain)}
+    form = choose_form(spec, layout="batch-last", precision="fp32", batch=batch, engine=False)
+    chosen, *others = sorted(
+        (name for name, variant in VARIANTS.items() if variant[0] == "batch-last"),
+        key=lambda name: VARIANTS[name][1:] != (form, level_for(form)),
+    )
     return {
         "network": list(spec.widths),
         "batch": batch,
         "chosen": chosen,
+        "others over chosen": {name: dataclasses.asdict(ratio(timings[name], timings[chosen])) for name in others},
         "seconds": {name: timing.summary() for name, timing in timings.items()},
     }
 
 
-def graph_call(graph: bytes, x: NDArray[Any]) -> Callable[[], object]:
-    run = session(graph).run
-    return lambda: run(None, {"x": x})
+def graph_call(spec: KanSpec, x: NDArray[np.float32], layout: Layout, form: Form, level: Level) -> Callable[[], object]:
+    model = to_onnx(spec, layout=layout, form=form)
+    outputs = (1, spec.out_features, 1, len(x)) if layout == "batch-last" else (len(x), spec.out_features, 1)
+    return bound_call(make_session(model, ["CPUExecutionProvider"], 1, level=level), prepared(x, layout), outputs)
 
 
 def print_errors(console: Console, errors: Sequence[dict[str, Any]]) -> None:
@@ -117,17 +127,15 @@ def print_errors(console: Console, errors: Sequence[dict[str, Any]]) -> None:
 
 
 def print_times(console: Console, results: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="Median time of one call in float32, µs (spread)")
-    for column in ("network", "batch", *VARIANTS, "chosen for batch-last", "other form / chosen"):
+    table = Table(title="Median time of one run in float32, µs (spread); * what is chosen for batch-last")
+    for column in ("network", "batch", *VARIANTS):
         table.add_column(column, justify="right")
     for result in results:
         cells = []
         for name in VARIANTS:
             timing = result["seconds"][name]
-            cells.append(f"{micro(timing['median'])} ({timing['spread']:.0%})")
-        chosen = result["chosen"]["batch-last"]
-        gain = chosen["other over chosen"]
-        cells += [chosen["form"], f"{gain['median']:.2f} ({gain['low']:.2f}–{gain['high']:.2f})"]
+            mark = "*" if name == result["chosen"] else ""
+            cells.append(f"{micro(timing['median'])}{mark} ({timing['spread']:.0%})")
         table.add_row(str(result["network"]), str(result["batch"]), *cells)
     console.print(table)
 

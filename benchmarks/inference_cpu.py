@@ -25,12 +25,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from relukan_deploy.bundle import Artifact
 from relukan_deploy.exporters.lowering import choose_form
 from relukan_deploy.exporters.to_onnx import count_operators, to_onnx
+from relukan_deploy.runtime import ort_cpu
+from relukan_deploy.runtime._session import make_session
+from relukan_deploy.runtime.ort_cpu import level_for
 from relukan_deploy.spec import Form, KanSpec
 
 from ._networks import trained_like
-from ._report import header, micro, new_console, print_header, session, write_json
+from ._report import bound_call, header, micro, new_console, print_header, write_json
 from ._timing import Ratio, Timing, measure, ratio
 from .peers.efficient_kan import EfficientKAN
 from .peers.mlp import mlp
@@ -48,6 +52,7 @@ PACKAGES = ("torch", "onnxruntime", "onnx", "onnxscript", "pykan", "numpy")
 PYKAN, REFERENCE = "pykan", "relu_kan"
 EFFICIENT, EFFICIENT_ONNX = "efficient-kan", "efficient-kan ONNX"
 MLP, MLP_ONNX = "MLP", "MLP ONNX"
+RUNNER = "runner(x)"
 PEERS = (PYKAN, REFERENCE, EFFICIENT, EFFICIENT_ONNX, MLP, MLP_ONNX)
 
 
@@ -173,7 +178,9 @@ def check(network: Network) -> dict[str, float]:
     x = np.random.default_rng(1).uniform(-0.2, 1.2, (257, network.widths[0])).astype(np.float32)
     y = network.spec.evaluate(x)
     found = {
-        f"four-op {form} and the float64 reference": difference(graph_call(graph, x)().reshape(y.T.shape).T, y)
+        f"four-op {form} and the float64 reference": difference(
+            graph_call(graph, form, x, y.shape[1])().reshape(y.T.shape).T, y
+        )
         for form, graph in network.graphs.items()
     }
     with torch.no_grad():
@@ -182,7 +189,9 @@ def check(network: Network) -> dict[str, float]:
         )
         for name, eager in ((EFFICIENT_ONNX, EFFICIENT), (MLP_ONNX, MLP)):
             own = eager_call(network, eager, x)().numpy()
-            found[f"{name} and its PyTorch module"] = difference(exported_call(network.exported[name], x)(), own)
+            found[f"{name} and its PyTorch module"] = difference(
+                exported_call(network.exported[name], x, y.shape[1])(), own
+            )
     wrong = {name: value for name, value in found.items() if not value <= TOLERANCE}
     if wrong:
         raise SystemExit(f"{list(network.widths)}: more than {TOLERANCE} apart, nothing is timed: {wrong}")
@@ -193,15 +202,22 @@ def difference(y: Any, expected: FloatArray) -> float:
     return float(np.abs(np.asarray(y, dtype=np.float64) - expected).max() / np.abs(expected).max())
 
 
-def graph_call(graph: bytes, x: FloatArray) -> Callable[[], FloatArray]:
+def graph_call(graph: bytes, form: Form, x: FloatArray, out_features: int) -> Callable[[], FloatArray]:
     """Runs our graph on x ``(batch, in)``, turned into the graph's layout beforehand."""
-    run, prepared = session(graph).run, np.ascontiguousarray(x.T)[np.newaxis, :, np.newaxis, :]  # (1, in, 1, batch)
-    return lambda: run(None, {"x": prepared})[0]
+    session = make_session(graph, ["CPUExecutionProvider"], 1, level=level_for(form))
+    prepared = np.ascontiguousarray(x.T, np.float32)[np.newaxis, :, np.newaxis, :]  # (1, in, 1, batch)
+    return bound_call(session, prepared, (1, out_features, 1, len(x)))
 
 
-def exported_call(graph: bytes, x: FloatArray) -> Callable[[], FloatArray]:
-    run = session(graph).run
-    return lambda: run(None, {"x": x})[0]
+def exported_call(graph: bytes, x: FloatArray, out_features: int) -> Callable[[], FloatArray]:
+    return bound_call(make_session(graph, ["CPUExecutionProvider"], 1), x.astype(np.float32), (len(x), out_features))
+
+
+def runner_call(network: Network, form: Form, x: FloatArray) -> Callable[[], FloatArray]:
+    """Our runner as a caller uses it: from rows to rows, checks and layout included."""
+    artifact = Artifact("model.onnx", "onnx", "fp32", "batch-last", form, tolerance=1e-5)
+    runner = ort_cpu.open_runner(network.graphs[form], artifact, network.widths[0], network.widths[-1])
+    return lambda: runner(x)
 
 
 def eager_call(network: Network, name: str, x: FloatArray) -> Callable[[], torch.Tensor]:
@@ -215,15 +231,17 @@ def time_batch(network: Network, batch: int, *, quick: bool) -> dict[str, Timing
     """Everything on one batch. Inputs lie in [0, 1], which is inside every contender's domain."""
     x = np.random.default_rng(2).uniform(0, 1, (batch, network.widths[0])).astype(np.float32)
     calls: dict[str, Callable[[], object]] = {name: eager_call(network, name, x) for name in network.modules}
-    calls |= {name: exported_call(graph, x) for name, graph in network.exported.items()}
-    calls |= {form: graph_call(graph, x) for form, graph in network.graphs.items()}
+    outputs = network.widths[-1]
+    calls |= {name: exported_call(graph, x, outputs) for name, graph in network.exported.items()}
+    calls |= {form: graph_call(graph, form, x, outputs) for form, graph in network.graphs.items()}
+    calls[RUNNER] = runner_call(network, chosen_form(network, batch), x)
     with torch.no_grad():
         return measure(calls, rounds=9 if quick else 61)
 
 
 def row(network: Network, batch: int, timings: dict[str, Timing]) -> dict[str, Any]:
     """One network at one batch, as it is printed and written; ratios are against the exporter's choice of form."""
-    chosen = choose_form(network.spec, layout="batch-last", precision="fp32", batch=batch, engine=False)
+    chosen = chosen_form(network, batch)
     return {
         "network": list(network.widths),
         "batch": batch,
@@ -231,6 +249,10 @@ def row(network: Network, batch: int, timings: dict[str, Timing]) -> dict[str, A
         "seconds": {name: timing.summary() for name, timing in timings.items()},
         "ratios": {name: dataclasses.asdict(ratio(timings[name], timings[chosen])) for name in PEERS},
     }
+
+
+def chosen_form(network: Network, batch: int) -> Form:
+    return choose_form(network.spec, layout="batch-last", precision="fp32", batch=batch, engine=False)
 
 
 def target(name: str, network: Sequence[int], batch: int) -> float | None:
@@ -246,7 +268,7 @@ def target(name: str, network: Sequence[int], batch: int) -> float | None:
 
 def print_results(console: Console, results: Sequence[dict[str, Any]]) -> None:
     times = results_table("Median time of one call, µs (spread); * the exporter's choice of form", results)
-    for name in (*FORMS, *PEERS):
+    for name in (*FORMS, RUNNER, *PEERS):
         cells = []
         for result in results:
             timing = result["seconds"][name]

@@ -11,7 +11,7 @@ from ..bundle import Artifact
 from ..errors import BundleError
 from .runner import as_rows, from_graph, to_graph
 
-__all__ = ["SessionRunner", "make_session"]
+__all__ = ["Level", "SessionRunner", "make_session"]
 
 Level = Literal["ORT_DISABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
 

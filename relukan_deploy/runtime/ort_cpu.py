@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ..bundle import Artifact
 from ..errors import InputError
+from ..spec import Form
 from ._session import Level, SessionRunner, make_session
 from .runner import Runner
 
-__all__ = ["open_runner"]
+__all__ = ["level_for", "open_runner"]
 
 
 def open_runner(model: bytes, artifact: Artifact, in_features: int, out_features: int, *, threads: int = 1) -> Runner:
@@ -19,8 +20,14 @@ def open_runner(model: bytes, artifact: Artifact, in_features: int, out_features
     """
     if artifact.precision == "bf16":
         raise InputError("ONNX Runtime has no bfloat16 Conv on a CPU: export with --precision fp32 to answer on one")
-    # Full optimisation adds a blocked layout that pads features to 16. It speeds the direct form up
-    # at batch 1 and costs the quadratic form up to a third (benchmarks/forms.py).
-    level: Level = "ORT_ENABLE_EXTENDED" if artifact.form == "quadratic" else "ORT_ENABLE_ALL"
-    session = make_session(model, ["CPUExecutionProvider"], threads, level=level)
+    session = make_session(model, ["CPUExecutionProvider"], threads, level=level_for(artifact.form))
     return SessionRunner("onnxruntime-cpu", session, artifact, in_features, out_features)
+
+
+def level_for(form: Form) -> Level:
+    """How far ONNX Runtime should rewrite a graph of this form.
+
+    All the way adds a blocked layout that pads features to 16. It speeds the direct form up at
+    batch 1, and costs the quadratic form up to a third (benchmarks/forms.py).
+    """
+    return "ORT_ENABLE_EXTENDED" if form == "quadratic" else "ORT_ENABLE_ALL"
