@@ -17,12 +17,11 @@ import datetime
 import io
 import json
 import re
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +29,16 @@ from ._files import replacing_folder, sha256
 from .errors import BundleError
 from .spec import Form, Layout, Precision, Task
 
-__all__ = ["Artifact", "ArtifactKind", "Bundle", "Manifest", "open_bundle", "replacing_bundle", "write_manifest"]
+__all__ = [
+    "Artifact",
+    "ArtifactKind",
+    "Bundle",
+    "File",
+    "Manifest",
+    "open_bundle",
+    "replacing_bundle",
+    "write_manifest",
+]
 
 MANIFEST, ONNX, ENGINE, GOLDEN = "manifest.json", "model.onnx", "model.engine", "golden.npz"
 SCHEMA_VERSION = 1
@@ -71,6 +79,14 @@ class Artifact:
 
 
 @dataclasses.dataclass(frozen=True)
+class File:
+    """What a file has to be like: its SHA-256, and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """What manifest.json says.
 
@@ -96,7 +112,7 @@ class Manifest:
     source: Mapping[str, str] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     created: str = ""
-    files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, File] = dataclasses.field(default_factory=dict)
 
     @property
     def in_features(self) -> int:
@@ -198,7 +214,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     for file in sorted(folder.iterdir()):
         if file.name != MANIFEST:
             data = file.read_bytes()
-            files[file.name] = {"sha256": sha256(data), "bytes": len(data)}
+            files[file.name] = File(sha256(data), len(data))
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     manifest = dataclasses.replace(manifest, files=files, created=manifest.created or now)
     content = {
@@ -221,15 +237,15 @@ def _read_manifest(path: Path) -> bytes:
         raise BundleError(f"{path} is not a bundle: it has no readable {MANIFEST} ({error.strerror})") from error
 
 
-def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
+def _read_checked(path: Path, entry: File) -> bytes:
     try:
         size = path.stat().st_size
-        data = path.read_bytes() if size == entry["bytes"] else b""  # a wrong size is not read at all
+        data = path.read_bytes() if size == entry.bytes else b""  # a wrong size is not read at all
     except OSError as error:
         raise BundleError(
             f"{path} is missing or cannot be read ({error.strerror}): export the network again"
         ) from error
-    if len(data) != entry["bytes"] or sha256(data) != entry["sha256"]:
+    if len(data) != entry.bytes or sha256(data) != entry.sha256:
         raise BundleError(f"{path} has changed since it was written: its SHA-256 differs. Export the network again")
     return data
 
@@ -251,12 +267,9 @@ def _parse(path: Path, raw: bytes) -> Manifest:
     if sha256(raw.replace(digest.encode(errors="replace"), _NO_DIGEST.encode())) != digest:
         raise BundleError(f"{where} has changed since it was written: its SHA-256 differs. Export the network again")
     try:
-        if not isinstance(content["artifacts"], list):
-            raise ValueError(f"artifacts is {content['artifacts']!r}, expected a list")
-        content["artifacts"] = [_build(Artifact, entry) for entry in content["artifacts"]]
-        manifest: Manifest = _build(Manifest, content)
+        manifest = msgspec.convert(content, Manifest)
         _check(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (msgspec.ValidationError, ValueError) as error:
         raise BundleError(f"{where} is damaged: {error}") from error
     return manifest
 
@@ -266,9 +279,6 @@ def _check(manifest: Manifest) -> None:
     for name in (*manifest.files, *(artifact.file for artifact in manifest.artifacts)):
         if not _FILE_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of a file in the folder")
-    for name, entry in manifest.files.items():
-        if not (isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int)):
-            raise ValueError(f"{name} has no proper SHA-256 and size")
     widths = manifest.widths
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths are {widths}, expected two or more from 1 on")
@@ -282,39 +292,3 @@ def _check(manifest: Manifest) -> None:
     for artifact in manifest.artifacts:
         if artifact.kind != "onnx" and not (artifact.batch and 1 <= artifact.batch[0] <= artifact.batch[2]):
             raise ValueError(f"{artifact.file} has the batch sizes {artifact.batch}")
-
-
-def _build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
-    """A dataclass from JSON: lists become tuples, and the type of every field is checked."""
-    hints = typing.get_type_hints(kind)
-    values = {name: _frozen(value) for name, value in entry.items()}
-    for name, value in values.items():
-        hint = hints.get(name, Any)
-        if not _fits(value, hint):
-            allowed = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-            raise ValueError(f"{name} is {value!r}, expected {allowed.replace('typing.', '')}")
-    return kind(**values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that a field of the dataclasses above is annotated with."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return value in arguments
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is tuple:
-        if arguments[-1] is Ellipsis and isinstance(value, tuple):
-            arguments = arguments[:1] * len(value)
-        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
-    if origin is not None:  # Mapping[str, …]; keys in JSON are always text
-        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

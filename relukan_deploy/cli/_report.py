@@ -43,7 +43,7 @@ def print_artifacts(console: Console, manifest: Manifest, rows: Iterable[Row]) -
     for artifact, backend, figures, reason in rows:
         cells = [
             artifact.file,
-            _size(manifest.files[artifact.file]["bytes"]),
+            _size(manifest.files[artifact.file].bytes),
             artifact.precision,
             f"{figures['error']:.1e}" if figures else "–",
             f"{artifact.tolerance if figures is None else figures['tolerance']:.0e}",
