@@ -70,7 +70,7 @@ def test_json_is_all_there_is_on_standard_output(engine_bundle_path: Path, capsy
 
 @pytest.mark.parametrize("name", ["[bold]", "[/x]"])
 def test_a_path_is_printed_as_it_is(copied: Path, capsys: Capture, name: str) -> None:
-    folder = copied.with_name(f"copy{name}")
+    folder = copied.parent / f"copy{name}"
     folder.parent.mkdir(exist_ok=True)  # the slash of [/x] is one of folders
     copied.rename(folder)
     assert main([str(folder)]) == 0
