@@ -184,7 +184,6 @@ def replacing_bundle(path: Path) -> Iterator[Path]:
     Raises:
         BundleError: something that is not a bundle is in the way, or the place cannot be written.
     """
-    path = path.resolve()
     with contextlib.ExitStack() as stack:
         try:
             if path.exists() and not _may_replace(path):
