@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import shutil
@@ -14,6 +15,12 @@ import numpy as np
 import pytest
 
 from relukan_deploy.spec import KanSpec, LayerSpec
+
+if importlib.util.find_spec("hypothesis"):  # a GPU machine may have none
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+    settings.load_profile("untimed")
 
 MakeSpec = Callable[..., KanSpec]
 Sign = Callable[[Path, dict[str, Any]], None]
