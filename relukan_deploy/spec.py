@@ -139,6 +139,10 @@ class KanSpec:
             raise InputError(f"task must be 'regression' or 'classification', got {self.task!r}")
         _check_names("columns", self.columns, self.in_features, "inputs")
         _check_names("labels", self.labels, self.out_features, "outputs")
+        if self.task == "regression":
+            _check_names("targets", self.targets, self.out_features, "outputs")
+        elif self.targets is not None and len(self.targets) != 1:
+            raise InputError(f"targets must be the one label column of a classification, got {list(self.targets)}")
 
     @property
     def in_features(self) -> int:

@@ -61,5 +61,5 @@ def test_every_make_target_it_names_exists() -> None:
 
 def test_every_folder_and_file_it_names_exists() -> None:
     text = README.read_text(encoding="utf-8")
-    for name in re.findall(r"^\| `([\w/]+)`", text, re.MULTILINE) + re.findall(r"\]\((?!http)([^)#]+)\)", text):
+    for name in re.findall(r"^\| `([\w/]+/)`", text, re.MULTILINE) + re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (README.parent / name).exists(), name

@@ -250,6 +250,16 @@ def test_the_wrong_number_of_names_is_refused(kind: str, count: int, what: str) 
         KanSpec((layer_of(2, 3),), columns=names["columns"], labels=names["labels"])
 
 
+def test_a_regression_names_all_its_outputs() -> None:
+    with pytest.raises(InputError, match="targets must name all 3 outputs, got 1 names"):
+        KanSpec((layer_of(2, 3),), targets=("a",))
+
+
+def test_a_classification_has_one_label_column() -> None:
+    with pytest.raises(InputError, match="the one label column of a classification, got"):
+        KanSpec((layer_of(2, 3),), task="classification", targets=("a", "b", "c"))
+
+
 def test_repeated_names_are_refused_by_name() -> None:
     with pytest.raises(InputError, match="columns must be different from each other, but 'a' repeat"):
         KanSpec((layer_of(2, 3),), columns=("a", "a"))

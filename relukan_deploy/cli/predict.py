@@ -63,7 +63,8 @@ def _columns(manifest: Manifest, y: NDArray[np.float32]) -> dict[str, NDArray[An
     labels = np.array(manifest.labels or [str(index) for index in range(manifest.out_features)])
     shifted = np.exp(y - y.max(axis=1, keepdims=True))
     probability = shifted.max(axis=1) / shifted.sum(axis=1)  # softmax of the logits
-    return {(manifest.targets or ("label",))[0]: labels[y.argmax(axis=1)], "probability": probability}
+    name = manifest.targets[0] if manifest.targets else "label"
+    return {name: labels[y.argmax(axis=1)], f"{name}_probability": probability}
 
 
 def _write_npz(path: Path, columns: dict[str, NDArray[Any]]) -> None:

@@ -117,34 +117,45 @@ def build_engine(
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise BuildError(
-            f"{flavour} {trt.__version__} cannot parse the graph:\n" + "\n".join(map(_describe_parser_error, errors))
-        )
+    _parse(trt, network, logger, model, f"{flavour} {trt.__version__}")
     config = builder.create_builder_config()
     _configure(trt, config, precision, options)
     profile = builder.create_optimization_profile()
     rows = [(1, in_features, 1, n) if layout == "batch-last" else (n, in_features, 1) for n in options.batch]
     profile.set_shape("x", *rows)
     config.add_optimization_profile(profile)
-    if progress and hasattr(trt, "IProgressMonitor"):
-        config.progress_monitor = _make_monitor(trt, progress)
+    monitor = _make_monitor(trt, progress) if progress and hasattr(trt, "IProgressMonitor") else None
+    if monitor:
+        config.progress_monitor = monitor
     cache = _TimingCache(trt, config, options.timing_cache, gpu) if flavour == "tensorrt" else None
 
     begin = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - begin
+    if monitor and monitor.stopped_by:
+        raise monitor.stopped_by
     if plan is None:
-        hint = ""
-        if flavour == "tensorrt-rtx" and options.refittable and find_gpu() is None:
-            hint = "TensorRT-RTX builds refittable engines only where there is a GPU, and found none.\n"
-        kind = MissingDeviceError if hint else BuildError
-        raise kind(f"{hint}{flavour} {trt.__version__} could not build the engine:\n" + "\n".join(logger.errors))
+        raise _failure(f"{flavour} {trt.__version__}", options, logger.errors)
     if cache:
         cache.save()
     return Engine(bytes(plan), flavour, trt.__version__, gpu, seconds)
+
+
+def _parse(trt: ModuleType, network: Any, logger: Any, model: bytes, who: str) -> None:
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        errors = [_describe_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise BuildError(f"{who} cannot parse the graph:\n" + "\n".join(errors))
+
+
+def _failure(who: str, options: EngineOptions, messages: list[str]) -> BaseException:
+    """What to raise when there is no engine."""
+    if any("canceled by user" in message for message in messages):
+        return KeyboardInterrupt()  # Ctrl-C, caught by TensorRT's bindings and not by our monitor
+    text = f"{who} could not build the engine:\n" + "\n".join(messages)
+    if options.refittable and find_gpu() is None:
+        return MissingDeviceError(f"a refittable engine is built only where there is a GPU, and none was found. {text}")
+    return BuildError(text)
 
 
 def _choose(flavour: Flavour | None, gpu: Gpu | None) -> tuple[Flavour, ModuleType]:
@@ -213,21 +224,30 @@ def _configure(trt: ModuleType, config: Any, precision: Precision, options: Engi
 
 
 def _make_monitor(trt: ModuleType, progress: Progress) -> Any:
+    """Passes on how far the build is, and stops it at an exception, which TensorRT would swallow."""
+
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             super().__init__()
             self.steps: dict[str, int] = {}
+            self.stopped_by: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.steps[phase_name] = num_steps
-            progress(phase_name, 0, num_steps)
+            self._tell(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            progress(phase_name, step + 1, self.steps[phase_name])
-            return True
+            self._tell(phase_name, step + 1)
+            return self.stopped_by is None
 
         def phase_finish(self, phase_name: str) -> None:
-            progress(phase_name, self.steps[phase_name], self.steps[phase_name])
+            self._tell(phase_name, self.steps[phase_name])
+
+        def _tell(self, phase_name: str, done: int) -> None:
+            try:
+                progress(phase_name, done, self.steps[phase_name])
+            except BaseException as error:
+                self.stopped_by = error
 
     return Monitor()
 

@@ -125,9 +125,9 @@ def test_a_classification_gives_label_and_probability(
     answers = read_csv(capsys.readouterr().out)
     logits = classifier.evaluate(x)
     softmax = np.array([[np.exp(one) / sum(np.exp(row)) for one in row] for row in logits])
-    assert list(answers) == ["kind", "probability"]
+    assert list(answers) == ["kind", "kind_probability"]
     assert answers["kind"] == [("fern", "moss", "oak")[index] for index in logits.argmax(axis=1)]
-    np.testing.assert_allclose(numbers(answers["probability"]), softmax.max(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(numbers(answers["kind_probability"]), softmax.max(axis=1), rtol=1e-4)
     assert len(set(answers["kind"])) > 1
 
 

@@ -102,6 +102,16 @@ def test_progress_goes_from_nothing_to_all_of_each_phase() -> None:
         assert told[-1][0] == told[-1][1]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_exception_in_the_progress_stops_the_build_and_comes_out(error: type[BaseException]) -> None:
+    def progress(phase: str, done: int, steps: int) -> None:
+        if done:
+            raise error
+
+    with pytest.raises(error):
+        build(progress=progress)
+
+
 # --- graphs that cannot be built
 
 
@@ -163,7 +173,7 @@ def test_an_option_that_tensorrt_rtx_cannot_honour_is_refused(option: dict[str, 
 
 @without_gpu
 def test_a_refittable_engine_without_a_gpu_says_that_the_gpu_is_missing() -> None:
-    with pytest.raises(MissingDeviceError, match="builds refittable engines only where there is a GPU, and found none"):
+    with pytest.raises(MissingDeviceError, match="a refittable engine is built only where there is a GPU, and none was found"):
         build(options=EngineOptions(refittable=True))
 
 
