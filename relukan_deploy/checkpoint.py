@@ -134,7 +134,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # torch raises nearly anything here, by what is wrong with the file
         # What torch puts before this advises to read the file with weights_only=False.
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n", 1)[0].partition(". ")[0]
-        reason = reason[:200] or type(error).__name__
+        reason = reason[:200] if " " in reason else type(error).__name__  # an opcode alone says nothing
         if "Unsupported global" in reason:
             advice = (
                 "it holds pickled Python objects, which are never run here. "
