@@ -121,45 +121,10 @@ def export(
     table = _data_rows(spec, data)
 
     say("writing the graph")
-    form = choose_form(spec, layout=layout, precision=precision, batch=options.batch[1], engine=trt)
-    graph_precision: Precision = "fp32" if precision == "tf32" else precision
-    graph = to_onnx(spec, layout=layout, form=form, precision=graph_precision)
-    artifacts = [
-        Artifact(
-            file=ONNX,
-            kind="onnx",
-            precision=graph_precision,
-            layout=layout,
-            form=form,
-            tolerance=tolerance or TOLERANCES[graph_precision],
-            details={"operators": count_operators(graph), "opset": 22 if precision == "bf16" else 13},
-        )
-    ]
-    files = {ONNX: graph}
+    made = [_make_graph(spec, layout, precision, tolerance, options.batch[1], trt)]
     if trt:
         say("building the engine")
-        built = build_engine(
-            graph,
-            in_features=spec.in_features,
-            layout=layout,
-            precision=precision,
-            options=options,
-            flavour=flavour,
-            progress=lambda phase, done, total: say(f"building the engine: {phase.lower()} {done}/{total}"),
-        )
-        artifacts.append(
-            Artifact(
-                file=ENGINE,
-                kind=built.flavour,
-                precision=precision,
-                layout=layout,
-                form=form,
-                tolerance=tolerance or TOLERANCES[precision],
-                batch=options.batch,
-                details=_engine_details(built, options),
-            )
-        )
-        files[ENGINE] = built.plan
+        made.append(_make_engine(*made[0], spec, precision, tolerance, options, flavour, say))
 
     manifest = Manifest(
         widths=spec.widths,
@@ -168,20 +133,20 @@ def export(
         targets=spec.targets,
         labels=spec.labels,
         domain=tuple((low, high) if low < high else None for low, high in spec.domain.tolist()),
-        artifacts=tuple(artifacts),
+        artifacts=tuple(artifact for artifact, _ in made),
         source=source,
         versions=_versions(),
     )
+    rows = np.concatenate([x, table])
     with replacing_bundle(out) as folder:
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
+        for artifact, content in made:
+            (folder / artifact.file).write_bytes(content)
         with (folder / GOLDEN).open("wb") as file:
             np.savez_compressed(file, x=x, y=spec.evaluate(x))
         write_manifest(folder, manifest)
-        rows = np.concatenate([x, table])
+        written, reference = open_bundle(folder), spec.evaluate(rows)
         verified = [
-            _with_checks(artifact, _check(open_bundle(folder), artifact, rows, spec.evaluate(rows), tolerance, say))
-            for artifact in artifacts
+            _with_checks(artifact, _check(written, artifact, rows, reference, tolerance, say)) for artifact, _ in made
         ]
         write_manifest(folder, dataclasses.replace(manifest, artifacts=tuple(verified)))
     return open_bundle(out)
@@ -236,6 +201,58 @@ def _check_tolerance(tolerance: float | None) -> None:
         raise InputError(f"tolerance must be greater than 0, got {tolerance}")
 
 
+def _make_graph(
+    spec: KanSpec, layout: Layout, precision: Precision, tolerance: float | None, batch: int, engine: bool
+) -> tuple[Artifact, bytes]:
+    """model.onnx, in the form that is fastest at `batch` on what will run it."""
+    form = choose_form(spec, layout=layout, precision=precision, batch=batch, engine=engine)
+    stored: Precision = "fp32" if precision == "tf32" else precision
+    graph = to_onnx(spec, layout=layout, form=form, precision=stored)
+    artifact = Artifact(
+        file=ONNX,
+        kind="onnx",
+        precision=stored,
+        layout=layout,
+        form=form,
+        tolerance=tolerance or TOLERANCES[stored],
+        details={"operators": count_operators(graph), "opset": 22 if precision == "bf16" else 13},
+    )
+    return artifact, graph
+
+
+def _make_engine(
+    source: Artifact,
+    graph: bytes,
+    spec: KanSpec,
+    precision: Precision,
+    tolerance: float | None,
+    options: EngineOptions,
+    flavour: Flavour | None,
+    say: Say,
+) -> tuple[Artifact, bytes]:
+    """model.engine, built from model.onnx."""
+    built = build_engine(
+        graph,
+        in_features=spec.in_features,
+        layout=source.layout,
+        precision=precision,
+        options=options,
+        flavour=flavour,
+        progress=lambda phase, done, total: say(f"building the engine: {phase.lower()} {done}/{total}"),
+    )
+    artifact = Artifact(
+        file=ENGINE,
+        kind=built.flavour,
+        precision=precision,
+        layout=source.layout,
+        form=source.form,
+        tolerance=tolerance or TOLERANCES[precision],
+        batch=options.batch,
+        details=_engine_details(built, options),
+    )
+    return artifact, built.plan
+
+
 def _check(
     bundle: Bundle,
     artifact: Artifact,
@@ -255,7 +272,7 @@ def _check(
         try:
             runner, backend = _open(bundle, backend, artifact)
         except RelukanError as error:
-            absent = isinstance(error, (MissingDeviceError, MissingDependencyError))
+            absent = artifact.kind != "onnx" and isinstance(error, (MissingDeviceError, MissingDependencyError))
             reason = "no GPU here to run it" if gpu is None and absent else str(error)
             checks.append(Check(artifact, backend, reason=reason))
             continue
