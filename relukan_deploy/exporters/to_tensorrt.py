@@ -117,7 +117,7 @@ def build_engine(
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
-    _parse(trt, network, logger, model, f"{flavour} {trt.__version__}")
+    parser = _parse(trt, network, logger, model, f"{flavour} {trt.__version__}")
     config = builder.create_builder_config()
     _configure(trt, config, precision, options)
     profile = builder.create_optimization_profile()
@@ -132,6 +132,7 @@ def build_engine(
     begin = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - begin
+    del parser  # not before: it owns the weights that the network refers to
     if monitor and monitor.stopped_by:
         raise monitor.stopped_by
     if plan is None:
@@ -141,11 +142,13 @@ def build_engine(
     return Engine(bytes(plan), flavour, trt.__version__, gpu, seconds)
 
 
-def _parse(trt: ModuleType, network: Any, logger: Any, model: bytes, who: str) -> None:
+def _parse(trt: ModuleType, network: Any, logger: Any, model: bytes, who: str) -> Any:
+    """Fills the network, and gives the parser, whose memory the network uses."""
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
         errors = [_describe_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise BuildError(f"{who} cannot parse the graph:\n" + "\n".join(errors))
+    return parser
 
 
 def _failure(who: str, options: EngineOptions, messages: list[str]) -> BaseException:
@@ -196,9 +199,7 @@ def _strongly_typed(trt: ModuleType) -> bool:
 
 def _network_flags(trt: ModuleType) -> int:
     flags = trt.NetworkDefinitionCreationFlag
-    if _strongly_typed(trt):
-        return 1 << int(flags.STRONGLY_TYPED)
-    return 1 << int(flags.EXPLICIT_BATCH)
+    return 1 << int(flags.STRONGLY_TYPED if _strongly_typed(trt) else flags.EXPLICIT_BATCH)
 
 
 def _configure(trt: ModuleType, config: Any, precision: Precision, options: EngineOptions) -> None:
