@@ -96,7 +96,7 @@ def time_batch(spec: KanSpec, batch: int, *, quick: bool) -> dict[str, Any]:
     x = np.random.default_rng(2).uniform(0, 1, (batch, spec.in_features)).astype(np.float32)
     calls = {name: graph_call(spec, x, *variant) for name, variant in VARIANTS.items()}
     timings = measure(calls, rounds=9 if quick else 41)
-    form = choose_form(spec, layout="batch-last", precision="fp32", batch=batch, engine=False)
+    form = choose_form(spec, layout="batch-last", precision="fp32", batch=batch)
     chosen, *others = sorted(
         (name for name, variant in VARIANTS.items() if variant[0] == "batch-last"),
         key=lambda name: VARIANTS[name][1:] != (form, level_for(form)),

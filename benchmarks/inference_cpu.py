@@ -252,7 +252,7 @@ def row(network: Network, batch: int, timings: dict[str, Timing]) -> dict[str, A
 
 
 def chosen_form(network: Network, batch: int) -> Form:
-    return choose_form(network.spec, layout="batch-last", precision="fp32", batch=batch, engine=False)
+    return choose_form(network.spec, layout="batch-last", precision="fp32", batch=batch)
 
 
 def target(name: str, network: Sequence[int], batch: int) -> float | None:

@@ -75,7 +75,7 @@ def measure_point(widths: tuple[int, ...], batch: int, rounds: int) -> dict[str,
     """Both on one batch of inputs in [0, 1], interleaved."""
     torch.set_num_threads(1)
     spec = trained_like(widths).spec()
-    form = choose_form(spec, layout="batch-last", precision="fp32", batch=batch, engine=False)
+    form = choose_form(spec, layout="batch-last", precision="fp32", batch=batch)
     x = np.random.default_rng(2).uniform(0, 1, (batch, widths[0])).astype(np.float32)
     module, tensor = pykan(widths), torch.from_numpy(x)
     calls = {"four-op": graph_call(to_onnx(spec, form=form), form, x, widths[-1]), "pykan": lambda: module(tensor)}

@@ -68,10 +68,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         for file in written.iterdir():
             _flush(file)
         _flush(written)
-        if path.exists():
-            _exchange(written, path)
-        else:
+        try:
             written.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _exchange(written, path)
         _flush(path.parent)
     finally:
         shutil.rmtree(written, ignore_errors=True)  # after an exchange, the old contents

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -25,23 +26,25 @@ from .bundle import (
     replacing_bundle,
     write_manifest,
 )
-from .errors import InputError, MissingDependencyError, MissingDeviceError, RelukanError
-from .exporters.bfloat16 import emulate_in_float32
-from .exporters.lowering import choose_form
+from .errors import BundleError, InputError, MissingDependencyError, MissingDeviceError, ParityError
+from .exporters.lowering import ENGINE_FORM, choose_form
+from .exporters.rounding import emulate_in_float32
 from .exporters.to_onnx import count_operators, to_onnx
 from .exporters.to_tensorrt import Engine, EngineOptions, build_engine
 from .gpu import find_gpu
 from .parity import STANDARD_BATCHES, TOLERANCES, ParityReport, compare, golden_inputs
 from .runtime.load import BACKENDS, open_backend
-from .spec import KanSpec, Layout, Precision
+from .spec import Form, KanSpec, Layout, Precision
 
 if TYPE_CHECKING:
     from .model import ReLUKAN
     from .runtime import Runner
+    from .train import FitResult
 
 __all__ = ["Check", "export", "verify"]
 
 _MOST_DATA_ROWS = 4096  # of a user's table that are compared besides the golden inputs
+_MOST_ONNX_ROWS = 4096  # in one batch, when a graph is compared at the limits of its engine
 
 Say = Callable[[str], None]
 """Called with what is being done now, in a few words."""
@@ -56,16 +59,18 @@ class Check:
         backend: what ran it, or would have.
         report: the comparison; None if it could not be made.
         reason: why not, or None.
+        binding: whether it has to be within the tolerance; False for an estimate.
     """
 
     artifact: Artifact
     backend: str
     report: ParityReport | None = None
     reason: str | None = None
+    binding: bool = True
 
 
 def export(
-    model: str | Path | ReLUKAN | KanSpec,
+    model: str | Path | ReLUKAN | FitResult | KanSpec,
     out: str | Path | None = None,
     *,
     trt: bool = False,
@@ -85,7 +90,7 @@ def export(
     out of tolerance nothing is written, and a bundle that was there before stays.
 
     Args:
-        model: a checkpoint file, or a network.
+        model: a checkpoint file, or a network: a `ReLUKAN`, a `KanSpec`, or what `fit` gave.
         out: the bundle's folder; by default beside the checkpoint and named after it.
         trt: also build an engine.
         flavour: which TensorRT builds it; None takes `tensorrt` where it and a GPU are there,
@@ -93,10 +98,11 @@ def export(
         precision: of every tensor. "tf32" is float32 with TF32 allowed in the engine.
         layout: "batch-last" is the fast one; "batch-major" has the batch on axis 0, as dynamic
             batchers need it.
-        engine: how the engine is built. Its most frequent batch also decides the form of the
-            graph; see exporters/lowering.py.
+        engine: how the engine is built. Its most frequent batch also decides the form of
+            model.onnx; see exporters/lowering.py.
         tolerance: the largest error relative to max(1, max|y|); None for `TOLERANCES[precision]`.
-        data: a table with the network's columns, to compare on as well. Its rows are not stored.
+        data: a table with the network's columns; its first 4096 rows are compared as well, and not
+            stored.
         grid, order: for a reference ReLU-KAN whose intervals were trained.
         say: told what is being done.
 
@@ -120,12 +126,7 @@ def export(
     x = golden_inputs(spec)
     table = _data_rows(spec, data)
 
-    say("writing the graph")
-    made = [_make_graph(spec, layout, precision, tolerance, options.batch[1], trt)]
-    if trt:
-        say("building the engine")
-        made.append(_make_engine(*made[0], spec, precision, tolerance, options, flavour, say))
-
+    form = choose_form(spec, layout=layout, precision=precision, batch=options.batch[1])
     manifest = Manifest(
         widths=spec.widths,
         task=spec.task,
@@ -133,22 +134,52 @@ def export(
         targets=spec.targets,
         labels=spec.labels,
         domain=tuple((low, high) if low < high else None for low, high in spec.domain.tolist()),
-        artifacts=tuple(artifact for artifact, _ in made),
+        artifacts=(),
         source=source,
         versions=_versions(),
     )
+
+    def attempt(form: Form) -> Bundle:
+        say("writing the graph")
+        made = [_make_graph(spec, layout, form, precision, tolerance)]
+        if trt:
+            say("building the engine")
+            made.append(_make_engine(spec, layout, precision, tolerance, options, flavour, say))
+        return _write(out, manifest, made, spec, x, table, tolerance, say)
+
+    try:
+        return attempt(form)
+    except ParityError:
+        if form == "direct":
+            raise
+        return attempt("direct")  # slower here, and it keeps more digits; see exporters/lowering.py
+
+
+def _write(
+    out: Path,
+    manifest: Manifest,
+    made: list[tuple[Artifact, bytes]],
+    spec: KanSpec,
+    x: NDArray[np.float32],
+    table: NDArray[np.float32],
+    tolerance: float | None,
+    say: Say,
+) -> Bundle:
+    """Writes the bundle, reads it back, compares every artifact, and puts it in its place."""
+    artifacts = tuple(artifact for artifact, _ in made)
     rows = np.concatenate([x, table])
+    reference = spec.evaluate(rows)
     with replacing_bundle(out) as folder:
         for artifact, content in made:
             (folder / artifact.file).write_bytes(content)
         with (folder / GOLDEN).open("wb") as file:
-            np.savez_compressed(file, x=x, y=spec.evaluate(x))
-        write_manifest(folder, manifest)
-        written, reference = open_bundle(folder), spec.evaluate(rows)
-        verified = [
-            _with_checks(artifact, _check(written, artifact, rows, reference, tolerance, say)) for artifact, _ in made
-        ]
-        write_manifest(folder, dataclasses.replace(manifest, artifacts=tuple(verified)))
+            np.savez_compressed(file, x=x, y=reference[: len(x)])
+        write_manifest(folder, dataclasses.replace(manifest, artifacts=artifacts))
+        written = open_bundle(folder)
+        checks = [_check(written, artifact, rows, reference, tolerance, say) for artifact in artifacts]
+        _require([check for each in checks for check in each])
+        verified = tuple(map(_with_checks, artifacts, checks))
+        write_manifest(folder, dataclasses.replace(manifest, artifacts=verified))
     return open_bundle(out)
 
 
@@ -175,12 +206,12 @@ def verify(
         say: told what is being done.
 
     Returns:
-        One `Check` for each artifact and backend. None of them is out of tolerance.
+        One `Check` for each artifact and backend. None that is binding is out of tolerance.
 
     Raises:
         BundleError: the bundle is damaged.
         InputError: the checkpoint is not the bundle's, or the data cannot be used.
-        ParityError: an artifact is out of tolerance.
+        ParityError: an artifact is out of tolerance; its `checks` are all that was compared.
     """
     _check_tolerance(tolerance)
     if data is not None and checkpoint is None:
@@ -193,7 +224,11 @@ def verify(
             raise InputError(f"{checkpoint} is not the checkpoint that {path} was exported from: its SHA-256 differs")
         x = np.concatenate([x, _data_rows(spec, data)])
         y = spec.evaluate(x)
-    return [check for artifact in bundle.manifest.artifacts for check in _check(bundle, artifact, x, y, tolerance, say)]
+    checks = [
+        check for artifact in bundle.manifest.artifacts for check in _check(bundle, artifact, x, y, tolerance, say)
+    ]
+    _require(checks)
+    return checks
 
 
 def _check_tolerance(tolerance: float | None) -> None:
@@ -202,10 +237,9 @@ def _check_tolerance(tolerance: float | None) -> None:
 
 
 def _make_graph(
-    spec: KanSpec, layout: Layout, precision: Precision, tolerance: float | None, batch: int, engine: bool
+    spec: KanSpec, layout: Layout, form: Form, precision: Precision, tolerance: float | None
 ) -> tuple[Artifact, bytes]:
-    """model.onnx, in the form that is fastest at `batch` on what will run it."""
-    form = choose_form(spec, layout=layout, precision=precision, batch=batch, engine=engine)
+    """model.onnx."""
     stored: Precision = "fp32" if precision == "tf32" else precision
     graph = to_onnx(spec, layout=layout, form=form, precision=stored)
     artifact = Artifact(
@@ -221,20 +255,19 @@ def _make_graph(
 
 
 def _make_engine(
-    source: Artifact,
-    graph: bytes,
     spec: KanSpec,
+    layout: Layout,
     precision: Precision,
     tolerance: float | None,
     options: EngineOptions,
     flavour: Flavour | None,
     say: Say,
 ) -> tuple[Artifact, bytes]:
-    """model.engine, built from model.onnx."""
+    """model.engine, from a graph in the form that suits TensorRT."""
     built = build_engine(
-        graph,
+        to_onnx(spec, layout=layout, form=ENGINE_FORM, precision=precision),
         in_features=spec.in_features,
-        layout=source.layout,
+        layout=layout,
         precision=precision,
         options=options,
         flavour=flavour,
@@ -244,8 +277,8 @@ def _make_engine(
         file=ENGINE,
         kind=built.flavour,
         precision=precision,
-        layout=source.layout,
-        form=source.form,
+        layout=layout,
+        form=ENGINE_FORM,
         tolerance=tolerance or TOLERANCES[precision],
         batch=options.batch,
         details=_engine_details(built, options),
@@ -261,20 +294,24 @@ def _check(
     tolerance: float | None,
     say: Say,
 ) -> list[Check]:
-    """Compares one artifact on each backend for its kind."""
-    checks = []
-    gpu = find_gpu()
+    """Compares one artifact in every way this machine can run it."""
     limits = {size for other in bundle.manifest.artifacts for size in other.batch or ()}
-    for backend, (kind, _) in BACKENDS.items():
-        if kind != artifact.kind or (backend == "onnxruntime-cuda" and gpu is None):
-            continue
+    if artifact.kind == "onnx":  # has no limits of its own, and should not need their memory
+        limits = {size for size in limits if size <= _MOST_ONNX_ROWS}
+    checks = []
+    for backend, opened, binding in _ways_to_run(bundle, artifact):
         say(f"comparing {artifact.file} on {backend} with the float64 reference")
         try:
-            runner, backend = _open(bundle, backend, artifact)
-        except RelukanError as error:
-            absent = artifact.kind != "onnx" and isinstance(error, (MissingDeviceError, MissingDependencyError))
-            reason = "no GPU here to run it" if gpu is None and absent else str(error)
-            checks.append(Check(artifact, backend, reason=reason))
+            runner = opened()
+        except (MissingDependencyError, MissingDeviceError) as error:
+            no_gpu = artifact.kind != "onnx" and find_gpu() is None
+            checks.append(Check(artifact, backend, reason="no GPU here to run it" if no_gpu else str(error)))
+            continue
+        except BundleError as error:
+            # Two that may not suit the GPU that happens to be here, with nothing wrong with them.
+            if backend not in ("tensorrt-rtx", "onnxruntime-cuda"):
+                raise
+            checks.append(Check(artifact, backend, reason=str(error)))
             continue
         try:
             report = compare(
@@ -287,38 +324,65 @@ def _check(
             )
         finally:
             runner.close()
-        report.require(f"{artifact.file} on {backend}")
-        checks.append(Check(artifact, backend, report))
+        checks.append(Check(artifact, backend, report, binding=binding))
     return checks
 
 
-def _open(bundle: Bundle, backend: str, artifact: Artifact) -> tuple[Runner, str]:
-    """A runner, and its backend's name; a bf16 graph on a CPU is emulated, and says so."""
-    if backend != "onnxruntime-cpu" or artifact.precision != "bf16":
-        return open_backend(bundle, backend, artifact), backend
+def _require(checks: list[Check]) -> None:
+    """Raises ParityError for the first check that is out of tolerance, and not only an estimate."""
+    for check in checks:
+        if check.binding and check.report:
+            try:
+                check.report.require(f"{check.artifact.file} on {check.backend}")
+            except ParityError as error:
+                error.checks = checks
+                raise
+
+
+def _ways_to_run(bundle: Bundle, artifact: Artifact) -> Iterator[tuple[str, Callable[[], Runner], bool]]:
+    """The backends for an artifact, how to open each, and whether it has to be within the tolerance.
+
+    A half-precision graph is also run with its rounding emulated. For bf16 there is nothing else on
+    a CPU. For fp16 it tells what an engine will do, where ONNX Runtime computes in float32.
+    """
+    for backend, (kind, _) in BACKENDS.items():
+        if kind != artifact.kind or (backend == "onnxruntime-cuda" and find_gpu() is None):
+            continue
+        half = backend == "onnxruntime-cpu" and artifact.precision in ("fp16", "bf16")
+        if not half or artifact.precision == "fp16":
+            yield backend, functools.partial(open_backend, bundle, backend, artifact), True
+        if half:
+            name = f"{backend}, rounding to {artifact.precision}"
+            yield name, functools.partial(_open_emulated, bundle, name, artifact), artifact.precision == "bf16"
+
+
+def _open_emulated(bundle: Bundle, name: str, artifact: Artifact) -> Runner:
     from .runtime._session import SessionRunner, make_session
 
+    model = emulate_in_float32(bundle.contents[artifact.file])
     # Optimising the graph would take out the very roundings it is there for.
-    session = make_session(
-        emulate_in_float32(bundle.contents[artifact.file]), ["CPUExecutionProvider"], threads=1, level="ORT_DISABLE_ALL"
-    )
-    name = "onnxruntime-cpu, float32 rounded to bf16"
+    session = make_session(model, ["CPUExecutionProvider"], threads=1, level="ORT_DISABLE_ALL")
     plain = dataclasses.replace(artifact, precision="fp32")
-    return SessionRunner(name, session, plain, bundle.manifest.in_features, bundle.manifest.out_features), name
+    return SessionRunner(name, session, plain, bundle.manifest.in_features, bundle.manifest.out_features)
 
 
 def _with_checks(artifact: Artifact, checks: list[Check]) -> Artifact:
-    """The artifact with what its checks found: the worst backend's figures."""
-    reports = [(check.report.error, check) for check in checks if check.report]
-    if not reports:
-        return dataclasses.replace(artifact, reason="; ".join(str(check.reason) for check in checks))
-    worst = max(reports, key=lambda pair: pair[0])[1]
-    assert worst.report is not None
-    return dataclasses.replace(artifact, verified=True, parity={"backend": worst.backend, **worst.report.as_dict()})
+    """The artifact with what its checks found: the worst backend's figures, and the estimate if there is one."""
+    found = [(check.report, check) for check in checks if check.report]
+    details = dict(artifact.details)
+    for report, check in found:
+        if not check.binding:
+            details["rounded_error"] = report.error
+    binding = [(report, check.backend) for report, check in found if check.binding]
+    if not binding:
+        reason = "; ".join(str(check.reason) for check in checks if check.binding)
+        return dataclasses.replace(artifact, reason=reason, details=details)
+    worst, backend = max(binding, key=lambda pair: pair[0].error)
+    return dataclasses.replace(artifact, verified=True, parity={"backend": backend, **worst.as_dict()}, details=details)
 
 
 def _read_network(
-    model: str | Path | ReLUKAN | KanSpec, out: str | Path | None, grid: int | None, order: int | None
+    model: str | Path | ReLUKAN | FitResult | KanSpec, out: str | Path | None, grid: int | None, order: int | None
 ) -> tuple[KanSpec, dict[str, str], Path]:
     """The network, where it came from, and where its bundle goes."""
     if isinstance(model, (str, Path)):
@@ -327,12 +391,16 @@ def _read_network(
         path = Path(model)
         checkpoint = load_checkpoint(path, grid=grid, order=order)
         source = {"file": path.name, "sha256": sha256(path.read_bytes()), "kind": checkpoint.kind}
+        if out is not None and Path(out).resolve() == path.resolve():
+            raise InputError(f"{out} is the checkpoint itself: choose another place with -o")
         out = Path(out) if out is not None else path.with_suffix("")
         if out == path:
             raise InputError(
                 f"{path} has no suffix to take off, so the bundle needs a place of its own: give one with -o"
             )
         return checkpoint.spec(), source, out
+    if not isinstance(model, KanSpec) and not hasattr(model, "spec"):
+        raise InputError(f"model must be a checkpoint file or a network, got {type(model).__name__}")
     if out is None:
         raise InputError("out must name the bundle's folder when the network does not come from a file")
     spec = model if isinstance(model, KanSpec) else model.spec()

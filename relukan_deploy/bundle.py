@@ -59,7 +59,8 @@ class Artifact:
         precision, layout, form: how it was written; see exporters/lowering.py.
         batch: an engine's smallest, most frequent and largest batch; None for any batch.
         tolerance: the largest error allowed, relative to max(1, max|y|).
-        verified: whether it was run and compared with the float64 reference.
+        verified: whether it was compared with the float64 reference, in the way parity["backend"]
+            says: run, or, where nothing here runs its types, with its rounding emulated.
         reason: why it was not verified, or None.
         parity: the figures of that comparison, or None.
         details: operators, versions, GPU, build time: for people and other tools to read.
@@ -184,22 +185,33 @@ def replacing_bundle(path: Path) -> Iterator[Path]:
     Raises:
         BundleError: something that is not a bundle is in the way, or the place cannot be written.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            if path.exists() and not _may_replace(path):
-                raise BundleError(f"{path} exists and is not a bundle: it is left alone. Choose another place with -o")
-            folder = stack.enter_context(replacing_folder(path))
-        except OSError as error:
-            raise BundleError(f"{path} cannot be written ({error}). Choose another place with -o") from error
-        yield folder
+    try:
+        _check_replaceable(path)
+        with replacing_folder(path) as folder:
+            yield folder
+    except OSError as error:
+        raise BundleError(f"{path} cannot be written ({error}). Choose another place with -o") from error
 
 
-def _may_replace(path: Path) -> bool:
-    """Whether `path` is a bundle, damaged or not, or an empty folder. Other tools write a manifest.json too."""
-    if not path.is_dir():
-        return False
-    if not any(path.iterdir()):
-        return True
+def _check_replaceable(path: Path) -> None:
+    """Raises BundleError if something would be lost that no export wrote."""
+    if not path.exists():
+        return
+    where = path.resolve()
+    if where == Path.cwd() or where in Path.cwd().parents:
+        raise BundleError(f"{path} holds the current folder, which would be moved away. Choose another place with -o")
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else None
+    if names == set():
+        return
+    if names is None or not _is_bundle(path):
+        raise BundleError(f"{path} exists and is not a bundle: it is left alone. Choose another place with -o")
+    foreign = sorted(names - {MANIFEST, ONNX, ENGINE, GOLDEN})
+    if foreign:
+        raise BundleError(f"{path} also holds {foreign[0]}, which would be lost: choose another place with -o")
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether `path` is a bundle, damaged or not. Other tools write a manifest.json too."""
     try:
         content = json.loads((path / MANIFEST).read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):

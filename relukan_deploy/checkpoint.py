@@ -78,8 +78,9 @@ def save(
     import torch
 
     path = Path(path)
-    meaning = {"task": task, "columns": columns, "targets": targets, "labels": labels}
-    model.spec(**meaning)  # what could not be exported is not written
+    # What could not be exported is not written.
+    spec = model.spec(task=task, columns=columns, targets=targets, labels=labels)
+    meaning = {name: getattr(spec, name) for name in _MEANING}
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     header = {
         "format": _FORMAT,

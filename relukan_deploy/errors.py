@@ -16,7 +16,8 @@ are not in this tree.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 __all__ = [
     "BuildError",
@@ -56,9 +57,14 @@ class BundleError(InputError):
 
 
 class ParityError(RelukanError):
-    """An artifact's answers differ from the float64 reference by more than the tolerance."""
+    """An artifact's answers differ from the float64 reference by more than the tolerance.
+
+    Attributes:
+        checks: everything that was compared, the artifact at fault included.
+    """
 
     exit_code = 3
+    checks: Sequence[Any] = ()
 
 
 class MissingDependencyError(RelukanError, ImportError):

@@ -18,10 +18,13 @@ TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 5e-3, 
 """The largest error allowed, relative to max(1, max|y|), for each precision."""
 
 _RANDOM_ROWS = 192
+# Of up to so many candidates, fewer where one layer's (rows, in, K) basis would be large, the hardest are kept.
+_HARDEST_ROWS, _MOST_CANDIDATES, _CANDIDATE_ELEMENTS, _CROSSINGS = 128, 4096, 1 << 22, 3
 STANDARD_BATCHES = (1, 2, 7)
 # Distances from the middle of the domain, in half-widths of it: just outside, then far away.
 _OUTSIDE = (1.05, 1.5, 3.0, 10.0, 1e3, 1e6, 1e12, 1e30)
 
+Float64Array = NDArray[np.float64]
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -75,9 +78,12 @@ class ParityReport:
 def golden_inputs(spec: KanSpec, *, seed: int = 0) -> NDArray[np.float32]:
     """Rows that show where an implementation goes wrong, ``(rows, in)``.
 
-    Random rows in the domain; for each j, a row with the j-th knot (every s, every e) of all
-    inputs, and one with its float32 neighbour on either side; rows with every input just outside
-    the domain and far from it, on both sides; zeros and ones.
+    - Random rows in the domain.
+    - For each j, a row with the j-th knot (every s, every e) of all inputs, and one with its float32
+      neighbour on either side; and rows at the quarters of the j-th bump.
+    - The rows, of thousands tried, at which float32 is furthest from float64: where the function
+      is steep, and where deeper layers are.
+    - Rows with every input just outside the domain and far from it, on both sides; zeros and ones.
     """
     domain = spec.domain
     domain = np.where(np.isfinite(domain).all(axis=1, keepdims=True), domain, [[0.0, 1.0]])
@@ -89,13 +95,54 @@ def golden_inputs(spec: KanSpec, *, seed: int = 0) -> NDArray[np.float32]:
     first = spec.layers[0]
     knots = np.concatenate([first.starts, first.ends], axis=1).T.astype(np.float32)  # (2K, in)
     up, down = np.nextafter(knots, np.float32(np.inf)), np.nextafter(knots, np.float32(-np.inf))
+    width = first.ends - first.starts
+    quarters = np.concatenate([(first.starts + part * width).T for part in (0.25, 0.5, 0.75)])  # (3K, in)
 
     steps = np.array(_OUTSIDE)[:, np.newaxis]
     mixed = middle + np.where(generator.random((len(_OUTSIDE), spec.in_features)) < 0.5, -1, 1) * steps * half
-    rows = [inside, knots, up, down, middle + steps * half, middle - steps * half, mixed]
+    rows = [inside, knots, up, down, quarters, _hardest(spec, low, high, quarters, generator)]
+    rows += [middle + steps * half, middle - steps * half, mixed]
     rows += [np.zeros((1, spec.in_features)), np.ones((1, spec.in_features))]
     largest = float(np.finfo(np.float32).max)
     return np.concatenate([np.clip(block, -largest, largest).astype(np.float32) for block in rows])
+
+
+def _hardest(
+    spec: KanSpec, low: Float64Array, high: Float64Array, quarters: Float64Array, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """The rows at which a plain float32 evaluation is furthest from the reference, ``(rows, in)``.
+
+    Half of the rows tried first are random in the domain, half take each input from a random bump.
+    Then the hardest are crossed with the others, a few times.
+    """
+    largest = max(layer.starts.size for layer in spec.layers)
+    count = max(2 * _HARDEST_ROWS, min(_MOST_CANDIDATES, _CANDIDATE_ELEMENTS // largest))
+    anywhere = generator.uniform(low, high, (count // 2, spec.in_features))
+    bump = generator.integers(0, len(quarters), (count // 2, spec.in_features))
+    tried = np.concatenate([anywhere, np.take_along_axis(quarters, bump, axis=0)]).astype(np.float32)
+    hardest, pool = tried, tried
+    for _ in range(_CROSSINGS):
+        hardest = _furthest_in_float32(spec, hardest)
+        parents = hardest[generator.integers(0, len(hardest), count // 4)]
+        others = pool[generator.integers(0, len(pool), count // 4)]
+        children = np.where(generator.random(parents.shape) < 0.25, others, parents)
+        hardest = np.concatenate([hardest, children])
+    return _furthest_in_float32(spec, hardest)
+
+
+def _furthest_in_float32(spec: KanSpec, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    value = rows
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for layer in spec.layers:
+            starts, ends = layer.starts.astype(np.float32), layer.ends.astype(np.float32)
+            scale = np.where(ends > starts, 4 / (ends - starts) ** 2, 0).astype(np.float32)
+            x = value[:, :, np.newaxis]
+            bumps = (scale * np.maximum(ends - x, 0) * np.maximum(x - starts, 0)) ** 2  # (rows, in, K)
+            weight = layer.coefficients.reshape(layer.out_features, -1).T.astype(np.float32)
+            value = bumps.reshape(len(bumps), -1) @ weight + layer.bias.astype(np.float32)
+        distance = np.abs(value - spec.evaluate(rows)).max(axis=1)
+    order = np.argsort(np.where(np.isnan(distance), np.inf, distance))
+    return rows[order[-_HARDEST_ROWS:]]
 
 
 def compare(

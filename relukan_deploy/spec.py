@@ -137,6 +137,8 @@ class KanSpec:
                 )
         if self.task not in ("regression", "classification"):
             raise InputError(f"task must be 'regression' or 'classification', got {self.task!r}")
+        for kind in ("columns", "targets", "labels"):
+            object.__setattr__(self, kind, _as_names(kind, getattr(self, kind)))
         _check_names("columns", self.columns, self.in_features, "inputs")
         _check_names("labels", self.labels, self.out_features, "outputs")
         if self.task == "regression":
@@ -187,6 +189,15 @@ class KanSpec:
                 block = layer.evaluate(block)
             blocks.append(block)
         return np.concatenate(blocks) if blocks else np.empty((0, self.out_features))
+
+
+def _as_names(kind: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """As a tuple of plain strings; numpy's own strings, say, cannot be written to a file."""
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{kind} must be a sequence of strings, got {names!r}")
+    return tuple(str(name) for name in names)
 
 
 def _check_names(kind: str, names: Sequence[str] | None, count: int, what: str) -> None:

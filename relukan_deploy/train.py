@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from ._loop import train_epochs
 from .checkpoint import save
 from .errors import InputError, MissingDeviceError, TableError
 from .model import Normalization, ReLUKAN, ReLUKANLayer
-from .spec import Task
+from .spec import KanSpec, Task
 from .table import Table
 
 __all__ = ["Epoch", "FitResult", "fit"]
@@ -80,6 +81,10 @@ class FitResult:
     seconds: float
     path: Path | None
 
+    def spec(self) -> KanSpec:
+        """The network and what its inputs and outputs mean, for `export`."""
+        return self.model.spec(task=self.task, columns=self.columns, targets=self.targets, labels=self.labels)
+
 
 def fit(
     data: str | Path | Table | ArrayLike,
@@ -136,7 +141,7 @@ def fit(
         MissingDeviceError: the device is not there.
     """
     began = time.monotonic()
-    _check_options(task, epochs, batch_size, learning_rate, patience, validation, out)
+    _check_options(task, epochs, batch_size, learning_rate, patience, validation, seed, data, out)
     place = _device(device)
 
     examples = make_examples(data, target, columns, task)
@@ -210,6 +215,8 @@ def _check_options(
     learning_rate: float,
     patience: int,
     validation: float,
+    seed: int,
+    data: object,
     out: str | Path | None,
 ) -> None:
     if task not in (None, *get_args(Task)):
@@ -221,6 +228,11 @@ def _check_options(
         raise InputError(f"validation must be a fraction of the rows between 0 and 1, got {validation}")
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise InputError(f"learning_rate must be greater than 0, got {learning_rate}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+    source = data.name if isinstance(data, Table) else data
+    if out is not None and isinstance(source, (str, Path)) and Path(out).resolve() == Path(source).resolve():
+        raise InputError(f"{out} is the data itself: choose another file for the checkpoint")
     if out is not None and Path(out).is_dir():
         raise InputError(f"{out} is a folder: expected a file to write the checkpoint to, such as {out}/model.pt")
 
@@ -228,10 +240,9 @@ def _check_options(
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MissingDeviceError(
             "training on 'cuda' needs an NVIDIA GPU, its driver and a CUDA build of torch, and torch finds none: "

@@ -30,7 +30,7 @@ from relukan_deploy.exporters.to_tensorrt import Engine, EngineOptions, build_en
 from relukan_deploy.gpu import find_gpu
 from relukan_deploy.model import ReLUKAN
 from relukan_deploy.parity import golden_inputs
-from relukan_deploy.spec import KanSpec, Layout
+from relukan_deploy.spec import KanSpec, LayerSpec, Layout
 
 MakeSpec = Callable[..., KanSpec]
 DATA = Path(__file__).parent / "data"
@@ -170,7 +170,7 @@ def test_bf16_on_a_cpu_says_how_it_was_compared(spec: KanSpec, tmp_path: Path) -
         pytest.skip("there is a GPU")
     (artifact,) = export(spec, tmp_path / "bundle", precision="bf16").manifest.artifacts
     assert artifact.parity is not None
-    assert artifact.parity["backend"] == "onnxruntime-cpu, float32 rounded to bf16"
+    assert artifact.parity["backend"] == "onnxruntime-cpu, rounding to bf16"
 
 
 def test_the_recorded_error_is_that_of_the_graph_on_the_golden_inputs(bundle_path: Path) -> None:
@@ -443,3 +443,77 @@ def test_a_classification_reports_its_class_agreement(classifier: KanSpec, tmp_p
     assert bundle.manifest.labels == ("fern", "moss", "oak")
     assert artifact.parity is not None
     assert artifact.parity["agreement"] == 1.0
+
+
+def test_fp16_is_also_estimated_with_every_operator_rounded(spec: KanSpec, tmp_path: Path) -> None:
+    if find_gpu():
+        pytest.skip("there is a GPU")
+    (artifact,) = export(spec, tmp_path / "bundle", precision="fp16").manifest.artifacts
+    assert artifact.parity is not None
+    assert artifact.parity["backend"] == "onnxruntime-cpu"
+    assert 1e-4 < artifact.details["rounded_error"] < 1e-2
+    checks = verify(tmp_path / "bundle")
+    assert [(check.backend, check.binding) for check in checks] == [
+        ("onnxruntime-cpu", True),
+        ("onnxruntime-cpu, rounding to fp16", False),
+    ]
+
+
+def test_a_network_too_narrow_for_the_quadratic_form_gets_the_direct_one(
+    spec: KanSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_width, bumps = 0.02, 50  # bumps so narrow that squares of distances lose three digits
+    centres = np.linspace(0, 1, bumps)
+    rng = np.random.default_rng(0)
+    layer = LayerSpec(
+        starts=np.tile(centres - half_width, (4, 1)),
+        ends=np.tile(centres + half_width, (4, 1)),
+        coefficients=rng.normal(size=(1, 4, bumps)),
+        bias=np.zeros(1),
+    )
+    monkeypatch.setattr("relukan_deploy.api.choose_form", lambda *arguments, **options: "quadratic")
+    (artifact,) = export(KanSpec((layer,)), tmp_path / "bundle").manifest.artifacts
+    assert artifact.form == "direct"
+    assert artifact.verified
+
+
+def test_a_graph_that_onnx_runtime_cannot_open_is_not_exported(
+    spec: KanSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise BundleError("ONNX Runtime cannot load the graph")
+
+    monkeypatch.setattr("relukan_deploy.api.open_backend", broken)
+    with pytest.raises(BundleError, match="cannot load the graph"):
+        export(spec, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_each_artifact_is_in_the_form_of_its_target(spec: KanSpec, tmp_path: Path) -> None:
+    graph, engine = export(spec, tmp_path / "bundle", trt=True).manifest.artifacts
+    assert (graph.form, engine.form) == ("quadratic", "direct")
+
+
+def test_a_bundle_with_somebody_elses_file_in_it_is_left_alone(spec: KanSpec, tmp_path: Path) -> None:
+    export(spec, tmp_path / "bundle")
+    (tmp_path / "bundle" / "NOTES.md").write_text("mine")
+    with pytest.raises(BundleError, match=r"also holds NOTES\.md, which would be lost"):
+        export(spec, tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "NOTES.md").read_text() == "mine"
+
+
+def test_the_current_folder_is_not_replaced(spec: KanSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="holds the current folder"):
+        export(spec, ".")
+
+
+def test_the_checkpoint_is_not_overwritten_by_its_bundle(tmp_path: Path) -> None:
+    save(ReLUKAN([2, 1]), tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"is the checkpoint itself: choose another place"):
+        export(tmp_path / "model.pt", tmp_path / "model.pt")
+
+
+def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model must be a checkpoint file or a network, got int"):
+        export(3, tmp_path / "bundle")  # type: ignore[arg-type]

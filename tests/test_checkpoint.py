@@ -9,8 +9,10 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -382,14 +384,16 @@ def test_weights_that_are_not_finite_are_refused(
     with torch.no_grad():
         model.get_parameter("layers.1.bias")[0] = value
     with monkeypatch.context() as patch:
-        patch.setattr(ReLUKAN, "spec", lambda *_, **__: None)  # which `save` checks the weights with
+        patch.setattr(
+            ReLUKAN, "spec", lambda _, **meaning: SimpleNamespace(**meaning)
+        )  # which `save` checks the weights with
         path = saved(tmp_path, suffix, model)
     assert refusal(path) == f"model.{suffix} is damaged: bias must be finite, got NaN or infinity in an array of (2,)"
 
 
 def test_an_unknown_task_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(ReLUKAN, "spec", lambda *_, **__: None)
+        patch.setattr(ReLUKAN, "spec", lambda _, **meaning: SimpleNamespace(**meaning))
         path = saved(tmp_path, "pt", task="ranking")
     assert refusal(path) == "model.pt is damaged: task must be 'regression' or 'classification', got 'ranking'"
 
@@ -443,3 +447,16 @@ def test_a_changed_byte_in_the_numbers_is_refused(tmp_path: Path, suffix: str) -
     for offset in range(0, weight.numel() * 4, 7):
         path.write_bytes(whole[: at + offset] + bytes([whole[at + offset] ^ 1]) + whole[at + offset + 1 :])
         assert "damaged" in refusal(path) or "cannot be read" in refusal(path)
+
+
+def test_names_that_are_numpy_strings_are_saved_as_plain_ones(tmp_path: Path) -> None:
+    names = numpy.array(["p", "q"])
+    save(network(), tmp_path / "model.pt", columns=tuple(names))
+    assert load_checkpoint(tmp_path / "model.pt").columns == ("p", "q")
+
+
+@pytest.mark.parametrize("columns", ["ab", (0, 1)])
+def test_names_that_are_not_strings_are_refused_when_saving(tmp_path: Path, columns: Any) -> None:
+    with pytest.raises(InputError, match="columns must be a sequence of strings, got"):
+        save(network(), tmp_path / "model.pt", columns=columns)
+    assert not (tmp_path / "model.pt").exists()

@@ -301,3 +301,19 @@ def test_as_dict_holds_every_figure() -> None:
     x = np.zeros((3, 1), np.float32)
     found = report(first_column, x, x.astype(np.float64))
     assert set(found.as_dict()) == {field.name for field in dataclasses.fields(ParityReport)}
+
+
+def test_golden_inputs_look_where_deeper_layers_are_steep() -> None:
+    # The second layer sees anything but zero only where the first answers near 20, on a hundredth of the domain.
+    first = LayerSpec(np.array([[0.0]]), np.array([[1.0]]), np.array([[[20.0]]]), np.array([0.0]))
+    second = LayerSpec(np.array([[19.99]]), np.array([[20.01]]), np.array([[[1.0]]]), np.array([0.0]))
+    spec = KanSpec((first, second))
+    answers = spec.evaluate(golden_inputs(spec))
+    assert np.count_nonzero(answers > 0.1) > 20
+
+
+def test_golden_inputs_meet_a_narrow_bump_beside_wide_ones() -> None:
+    starts, ends = np.array([[0.0, 0.49999]]), np.array([[1.0, 0.50001]])
+    spec = KanSpec((LayerSpec(starts, ends, np.array([[[1.0, 1.0]]]), np.array([0.0])),))
+    x = golden_inputs(spec)[:, 0]
+    assert np.count_nonzero(np.abs(x - 0.5) < 0.9e-5) > 10

@@ -289,3 +289,25 @@ def test_diabetes_is_learnt_about_as_well_as_by_ridge_regression() -> None:
 def test_a_product_of_functions_is_learnt() -> None:
     x = np.random.default_rng(0).uniform(-1, 1, (1000, 2))
     assert fit(x, np.sin(3 * x[:, 0]) * np.exp(x[:, 1]), hidden=(8,), device="cpu").score > 0.99
+
+
+def test_the_data_is_not_overwritten_by_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("a,y\n" + "\n".join(f"{row},{row * row}" for row in range(40)))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="is the data itself"):
+        fit(path, out=path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("option", "value"), [("seed", -1), ("seed", 2**64), ("device", "meta"), ("device", "mps")])
+def test_a_seed_or_device_there_is_not_is_refused(option: str, value: Any) -> None:
+    x = np.linspace(0, 1, 40).reshape(-1, 1)
+    with pytest.raises(InputError, match=f"{option} must be"):
+        fit(x, x[:, 0], **{option: value})
+
+
+def test_what_fit_gives_can_be_exported_with_its_labels(tmp_path: Path) -> None:
+    x = np.linspace(0, 1, 40).reshape(-1, 1)
+    result = fit(x, np.where(x[:, 0] > 0.5, "high", "low"), epochs=1)
+    assert result.spec().labels == ("high", "low")

@@ -7,6 +7,7 @@ package, GPU or driver is missing; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,10 +17,19 @@ from rich.console import Console
 from .. import __version__
 from ..errors import RelukanError
 
-__all__ = ["console", "make_parser", "run"]
+__all__ = ["console", "make_parser", "result_console", "run"]
 
 # People read standard error; standard output is for what the next program reads.
 console = Console(stderr=True, highlight=False)
+
+
+def result_console(*, json: bool) -> Console:
+    """Where a command's result goes: standard output, or beside the JSON on standard error.
+
+    At least 76 columns wide, since a narrower table would leave out columns.
+    """
+    screen = Console(stderr=json, highlight=False)
+    return screen if screen.width >= 76 else Console(stderr=json, highlight=False, width=76)
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -35,6 +45,9 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parses `argv`, runs the command, and returns the exit code. Other errors keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without arrows is no reason to fail
     arguments = parser.parse_args(argv)
     try:
         command(arguments)

@@ -15,6 +15,8 @@ __all__ = ["Row", "describe_network", "print_artifacts"]
 
 _NAMES = {"onnx": "ONNX", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
+_NOTABLE = 0.02  # an error of this part of the answers' range is mentioned even where it is allowed
+
 # An artifact, the backend it was compared on, the figures (or None), and why there are none.
 Row = tuple[Artifact, str | None, Any, str | None]
 
@@ -50,8 +52,7 @@ def print_artifacts(console: Console, manifest: Manifest, rows: Iterable[Row]) -
         ]
         if agreement:
             cells.append(f"{figures['agreement']:.2%}" if figures else "–")
-        verdict = Text(f"yes, {backend}", "green") if figures else Text(f"no: {reason}", "yellow")
-        table.add_row(*cells, verdict)
+        table.add_row(*cells, _verdict(backend, figures, reason))
     console.print(table)
     console.print()
     for artifact in manifest.artifacts:
@@ -60,6 +61,23 @@ def print_artifacts(console: Console, manifest: Manifest, rows: Iterable[Row]) -
         if figures:
             answers = ", ".join(f"{name} → {answer}" for name, answer in figures["nonfinite"].items())
             console.print(Text(f"{artifact.file}: a bad value in a row gives: {answers}", "dim"))
+        if figures and figures["max_relative"] > _NOTABLE:
+            share = f"{artifact.file}: the error is {figures['max_relative']:.0%} of the range of the answers"
+            console.print(Text(f"{share}, which are small against what is allowed: see --tolerance", "yellow"))
+        estimate = artifact.details.get("rounded_error")
+        if estimate is not None and artifact.parity is figures:
+            text = (
+                f"{artifact.file}: with every operator rounded to {artifact.precision}, as in an engine: {estimate:.1e}"
+            )
+            console.print(Text(text, "yellow" if estimate > artifact.tolerance else "dim"))
+
+
+def _verdict(backend: str | None, figures: Any, reason: str | None) -> Text:
+    if not figures:
+        return Text(f"no: {reason}", "yellow")
+    if figures["error"] > figures["tolerance"]:  # an estimate; anything else would have been an error
+        return Text(f"more than allowed, {backend}", "yellow")
+    return Text(f"yes, {backend}", "green")
 
 
 def _how(artifact: Artifact) -> str:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
 from rich.text import Text
 
 from ..errors import InputError
 from ..spec import Layout, Precision
-from ._command import console, make_parser, run
+from ._command import console, make_parser, result_console, run
 from ._report import describe_network, print_artifacts
 
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="batch sizes the engine allows, and the one to be fastest at (default: 1 64 1024)",
     )
     parser.add_argument("--tolerance", type=float, help="largest error relative to max(1, max|y|)")
-    parser.add_argument("--data", type=Path, help="table with the network's columns, to compare on as well")
+    parser.add_argument("--data", type=Path, help="table with the network's columns; rows 1 to 4096 are compared too")
     parser.add_argument("--grid", type=int, help="of a reference ReLU-KAN whose intervals were trained")
     parser.add_argument("--order", type=int, help="likewise")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
@@ -84,7 +83,7 @@ def _export(arguments: argparse.Namespace) -> None:
             say=lambda doing: status.update(Text(doing)),  # TensorRT's names are no markup
         )
     manifest = bundle.manifest
-    screen = console if arguments.json else Console(highlight=False)
+    screen = result_console(json=arguments.json)
     screen.print(Text.assemble((str(arguments.model), "bold"), " → ", (f"{bundle.path}/", "bold")), soft_wrap=True)
     screen.print(describe_network(manifest) + "\n")
     rows = [(a, a.parity["backend"] if a.parity else None, a.parity, a.reason) for a in manifest.artifacts]
@@ -101,6 +100,9 @@ def _bytes(text: str) -> int:
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
     try:
-        return int(float(number) * unit)
+        size = int(float(number) * unit)
+        if not 0 < size < 1 << 63:
+            raise ValueError(size)
+        return size
     except (ValueError, OverflowError) as error:  # OverflowError for inf
         raise argparse.ArgumentTypeError(f"expected a size such as 256M or 1G, got {text!r}") from error

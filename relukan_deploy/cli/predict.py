@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import logging
 import sys
 import zipfile
@@ -25,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "relukan-predict", "Runs a bundle over a table (CSV, Parquet or npz), columns matched by name."
     )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("bundle", type=Path, help="folder that relukan-export wrote")
+    parser.add_argument("data", type=Path, help="a .csv, .parquet or .npz file")
     parser.add_argument("-o", "--out", type=Path, help="CSV or npz to write (default: CSV on standard output)")
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
     return run(parser, _predict, argv)
@@ -36,18 +37,22 @@ def _predict(arguments: argparse.Namespace) -> None:
     from ..table import read_inputs
 
     out: Path | None = arguments.out
-    if out is not None and out.suffix not in (".csv", ".npz"):
+    if out is not None and out.suffix.lower() not in (".csv", ".npz"):
         raise InputError(f"{out} must end in .csv or .npz")
+    if out is not None and out.resolve() == arguments.data.resolve():
+        raise InputError(f"{out} is the data itself: choose another file for the answers")
     logging.basicConfig(format="relukan-predict: %(message)s", stream=sys.stderr)
     manifest = open_bundle(arguments.bundle).manifest
     x = read_inputs(arguments.data, manifest.columns, manifest.in_features)
     runner = load(arguments.bundle, backend=arguments.backend)
     columns = _columns(manifest, runner(x))
     if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as in a file, and as it is read again
         _write_csv(sys.stdout, columns)
         return
     with replacing_file(out) as written:
-        if out.suffix == ".npz":
+        if out.suffix.lower() == ".npz":
             _write_npz(written, columns)
         else:
             with written.open("w", newline="", encoding="utf-8") as file:

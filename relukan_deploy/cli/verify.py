@@ -8,17 +8,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
-from ..errors import MissingDeviceError
-from ._command import console, make_parser, run
+from ..errors import MissingDeviceError, ParityError
+from ..gpu import find_gpu
+from ._command import console, make_parser, result_console, run
 from ._report import describe_network, print_artifacts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("relukan-verify", "Compares every artifact of a bundle with the float64 reference.")
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, help="folder that relukan-export wrote")
     parser.add_argument("--tolerance", type=float, help="instead of the one each artifact was exported with")
     parser.add_argument("--data", type=Path, help="table with the network's columns, to compare on as well")
     parser.add_argument("--checkpoint", type=Path, help="file the bundle was exported from; needed with --data")
@@ -32,18 +32,22 @@ def _verify(arguments: argparse.Namespace) -> None:
     from ..api import verify
     from ..bundle import open_bundle
 
+    failure: ParityError | None = None
     with console.status("starting") as status:
-        checks = verify(
-            arguments.bundle,
-            tolerance=arguments.tolerance,
-            data=arguments.data,
-            checkpoint=arguments.checkpoint,
-            grid=arguments.grid,
-            order=arguments.order,
-            say=lambda doing: status.update(Text(doing)),
-        )
+        try:
+            checks = verify(
+                arguments.bundle,
+                tolerance=arguments.tolerance,
+                data=arguments.data,
+                checkpoint=arguments.checkpoint,
+                grid=arguments.grid,
+                order=arguments.order,
+                say=lambda doing: status.update(Text(doing)),
+            )
+        except ParityError as error:  # shown like the others, then raised
+            checks, failure = list(error.checks), error
     manifest = open_bundle(arguments.bundle).manifest
-    screen = console if arguments.json else Console(highlight=False)
+    screen = result_console(json=arguments.json)
     # A Text, since brackets in a path are no markup.
     title = Text.assemble((str(arguments.bundle), "bold"), f": {describe_network(manifest)}\n")
     screen.print(title, soft_wrap=True)
@@ -52,8 +56,12 @@ def _verify(arguments: argparse.Namespace) -> None:
     print_artifacts(screen, manifest, rows)
     if arguments.json:
         entries = [{**dataclasses.asdict(check), "artifact": check.artifact.file} for check in checks]
-        for entry in entries:
-            entry["passed"] = entry["report"] is not None  # a failed comparison never gets here
+        for entry, check in zip(entries, checks, strict=True):
+            entry["passed"] = check.report is not None and check.report.passed
         print(json.dumps(entries, indent=2))
+    if failure:
+        raise failure
     if not any(figures):
         raise MissingDeviceError(f"nothing in {arguments.bundle} could be run here, so nothing was verified")
+    if find_gpu() and not all(check.report for check in checks if check.artifact.kind != "onnx"):
+        raise MissingDeviceError(f"the engine in {arguments.bundle} cannot be run on the GPU here: build it here")

@@ -44,14 +44,18 @@ from numpy.typing import NDArray
 from ..errors import InputError, MissingDependencyError
 from ..spec import Form, KanSpec, LayerSpec, Layout, Precision
 
-__all__ = ["Graph", "Node", "choose_form", "lower", "storage_dtype"]
+__all__ = ["ENGINE_FORM", "Graph", "Node", "choose_form", "lower", "storage_dtype"]
 
 Float64Array = NDArray[np.float64]
 
+# TensorRT fuses elementwise operators into one kernel, so the direct form leaves it two kernels a
+# layer, and the other three. Not yet measured on a GPU.
+ENGINE_FORM: Form = "direct"
 # From this batch size on the quadratic form is the faster one on a CPU (benchmarks/forms.py).
 _QUADRATIC_FROM_BATCH = 16
 # The quadratic form's rounding error in a bump is near 2·ratio·2⁻²⁴, with ratio = (distance from
-# the centre / half-width of the bump)². Up to this ratio a network stays below 5e-6 in float32.
+# the centre / half-width of the bump)². Up to this ratio most networks stay below 5e-6 in float32; `export`
+# turns to the direct form for one that does not.
 _QUADRATIC_UP_TO_RATIO = 17.0
 
 
@@ -84,17 +88,15 @@ class Graph:
     precision: Precision
 
 
-def choose_form(spec: KanSpec, *, layout: Layout, precision: Precision, batch: int, engine: bool) -> Form:
-    """The faster form that is accurate enough.
+def choose_form(spec: KanSpec, *, layout: Layout, precision: Precision, batch: int) -> Form:
+    """The form that is faster in ONNX Runtime on a CPU, where it is accurate enough.
 
     Args:
         spec: the network.
         layout, precision: of the graph.
         batch: the batch size to be fastest at.
-        engine: whether TensorRT will run the graph. It fuses elementwise operators into one
-            kernel, so the direct form leaves it two kernels a layer.
     """
-    if engine or layout != "batch-last" or precision != "fp32" or batch < _QUADRATIC_FROM_BATCH:
+    if layout != "batch-last" or precision != "fp32" or batch < _QUADRATIC_FROM_BATCH:
         return "direct"
     narrow = max(_worst_ratio(layer) for layer in _compact(spec)) > _QUADRATIC_UP_TO_RATIO
     return "direct" if narrow else "quadratic"
@@ -179,19 +181,17 @@ def _compact(spec: KanSpec) -> list[LayerSpec]:
 
 
 def _extent(layer: LayerSpec) -> tuple[Float64Array, Float64Array]:
-    """For each input ``(in,)``: the centre of its live bumps, and its widest half-width.
+    """For each input ``(in,)``: the middle one of its live bumps' centres, and the widest half-width.
 
-    An input with no live bump has centre 0 and half-width 1.
+    The middle one, and not the middle of the domain, which one bump far off would move. An input
+    with no live bump has centre 0 and half-width 1.
     """
     live = layer.live
     none = ~live.any(axis=1)
-    low = np.where(live, layer.starts, np.inf).min(axis=1)
-    high = np.where(live, layer.ends, -np.inf).max(axis=1)
-    half = (layer.ends - layer.starts) / 2
-    widest: Float64Array = np.where(live, half, -np.inf).max(axis=1)
-    with np.errstate(invalid="ignore"):  # inf − inf where there is none
-        centre = np.where(none, 0.0, (low + high) / 2)
-    return centre, np.where(none, 1.0, widest)
+    centres = np.sort(np.where(live, (layer.starts + layer.ends) / 2, np.inf), axis=1)
+    middle = np.take_along_axis(centres, np.maximum(live.sum(axis=1, keepdims=True) - 1, 0) // 2, axis=1)[:, 0]
+    widest: Float64Array = np.where(live, (layer.ends - layer.starts) / 2, -np.inf).max(axis=1)
+    return np.where(none, 0.0, middle), np.where(none, 1.0, widest)
 
 
 def _coordinates(layer: LayerSpec) -> tuple[Float64Array, Float64Array]:
@@ -226,7 +226,8 @@ def _worst_ratio(layer: LayerSpec) -> float:
     """The largest (distance from the centre / half-width)², low bumps counted by their height."""
     live = layer.live
     centre = _extent(layer)[0][:, np.newaxis]
-    reach = np.where(live, layer.ends - centre, 0.0).max(axis=1, keepdims=True)
+    ends = np.maximum(np.abs(layer.starts - centre), np.abs(layer.ends - centre))
+    reach = np.where(live, ends, 0.0).max(axis=1, keepdims=True)
     half = np.where(live, (layer.ends - layer.starts) / 2, 1.0)
     height = np.abs(layer.coefficients).max(axis=0)
     return float(((reach / half) ** 2 * height / (height.max() or 1.0)).max())

@@ -5,13 +5,14 @@
 first runs on. What differs between versions is asked of the module itself, not of its number:
 
 - strongly typed networks (from 9.1): the graph's own types decide. Before, the precision flags.
-- the explicit-batch flag: needed before 10, gone after.
+- the explicit-batch flag: needed before 10, ignored after.
 - progress monitors: from 10.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import time
@@ -27,6 +28,8 @@ from ..gpu import Gpu, find_gpu
 from ..spec import Layout, Precision
 
 __all__ = ["Engine", "EngineOptions", "Progress", "build_engine"]
+
+logger = logging.getLogger("relukan_deploy.exporters")
 
 Progress = Callable[[str, int, int], None]
 """Called with a phase of the build, the steps done, and the steps in all."""
@@ -114,10 +117,10 @@ def build_engine(
     if refuse:
         raise InputError(f"{flavour} {trt.__version__} cannot honour {refuse}")
 
-    logger = make_logger(trt)
-    builder = trt.Builder(logger)
+    log = make_logger(trt)
+    builder = trt.Builder(log)
     network = builder.create_network(_network_flags(trt))
-    parser = _parse(trt, network, logger, model, f"{flavour} {trt.__version__}")
+    parser = _parse(trt, network, log, model, f"{flavour} {trt.__version__}")
     config = builder.create_builder_config()
     _configure(trt, config, precision, options)
     profile = builder.create_optimization_profile()
@@ -136,15 +139,15 @@ def build_engine(
     if monitor and monitor.stopped_by:
         raise monitor.stopped_by
     if plan is None:
-        raise _failure(f"{flavour} {trt.__version__}", options, logger.errors)
+        raise _failure(f"{flavour} {trt.__version__}", options, log.errors)
     if cache:
         cache.save()
     return Engine(bytes(plan), flavour, trt.__version__, gpu, seconds)
 
 
-def _parse(trt: ModuleType, network: Any, logger: Any, model: bytes, who: str) -> Any:
+def _parse(trt: ModuleType, network: Any, log: Any, model: bytes, who: str) -> Any:
     """Fills the network, and gives the parser, whose memory the network uses."""
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, log)
     if not parser.parse(model):
         errors = [_describe_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         raise BuildError(f"{who} cannot parse the graph:\n" + "\n".join(errors))
@@ -198,16 +201,18 @@ def _strongly_typed(trt: ModuleType) -> bool:
 
 
 def _network_flags(trt: ModuleType) -> int:
-    flags = trt.NetworkDefinitionCreationFlag
-    return 1 << int(flags.STRONGLY_TYPED if _strongly_typed(trt) else flags.EXPLICIT_BATCH)
+    known = trt.NetworkDefinitionCreationFlag
+    flags = 1 << int(known.STRONGLY_TYPED) if _strongly_typed(trt) else 0
+    if trt.__version__.startswith(("8.", "9.")):  # TensorRT-RTX, which has no such flag, is at 1
+        flags |= 1 << int(known.EXPLICIT_BATCH)
+    return flags
 
 
 def _configure(trt: ModuleType, config: Any, precision: Precision, options: EngineOptions) -> None:
     flag = trt.BuilderFlag
     (config.set_flag if precision == "tf32" else config.clear_flag)(flag.TF32)  # on by default
     if not _strongly_typed(trt) and precision in ("fp16", "bf16"):
-        config.set_flag(flag.FP16 if precision == "fp16" else flag.BF16)
-        config.set_flag(flag.OBEY_PRECISION_CONSTRAINTS)
+        config.set_flag(flag.FP16 if precision == "fp16" else flag.BF16)  # allows it; layers may stay in fp32
     if options.refittable:
         config.set_flag(flag.REFIT)
     if options.version_compatible:
@@ -273,10 +278,16 @@ class _TimingCache:
             path = home / "relukan-deploy" / f"tensorrt-{key}.timing"
         self.path = path
         self.config = config
-        config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.is_file() else b""), False)
+        kept = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
+        if kept is None or not config.set_timing_cache(kept, False):  # none yet, damaged, or another GPU's
+            config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self) -> None:
         cache = self.config.get_timing_cache()
-        if cache is not None:
+        if cache is None:
+            return
+        try:
             with replacing_file(self.path) as written:
                 written.write_bytes(bytes(cache.serialize()))
+        except OSError as error:  # the engine is built, and worth more than the cache
+            logger.warning("the timing cache %s is not kept: %s", self.path, error)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._tensorrt import Flavour, import_tensorrt, make_logger
 from ..bundle import Artifact
-from ..errors import BundleError
+from ..errors import BundleError, InputError
 from ..gpu import open_device
 from .runner import as_rows, element_dtype, from_graph, slices, to_graph
 
@@ -56,6 +56,8 @@ class EngineRunner:
         self._output = _Staging(self._device, self._stream, self._most * out_features * itemsize)
 
     def __call__(self, x: ArrayLike) -> NDArray[np.float32]:
+        if self._context is None:
+            raise InputError(f"this runner of {self.artifact.file} is closed: load the bundle again")
         rows = as_rows(x, self.in_features)
         result = np.empty((len(rows), self.out_features), np.float32)
         self._device.set_current()  # CUDA's current device belongs to the calling thread
@@ -73,16 +75,20 @@ class EngineRunner:
 
         self._input.host(value.shape, value.dtype)[...] = value
         self._input.to_device(value.nbytes)
-        self._context.set_input_shape("x", value.shape)
+        self._logger.errors.clear()
+        fits = self._context.set_input_shape("x", value.shape)
         self._context.set_tensor_address("x", self._input.address)
         self._context.set_tensor_address("y", self._output.address)
-        if not self._context.execute_async_v3(int(self._stream.handle)):
+        if not (fits and self._context.execute_async_v3(int(self._stream.handle))):
             raise BundleError(f"{self.backend} could not run a batch of {len(rows)}: " + " ".join(self._logger.errors))
         self._output.to_host(int(np.prod(shape)) * value.itemsize)
         self._stream.sync()
         return from_graph(self._output.host(shape, value.dtype), layout, precision)[:count]
 
     def close(self) -> None:
+        if self._context is None:
+            return
+        self._device.set_current()
         self._context = self._engine = None
         self._input.close()
         self._output.close()

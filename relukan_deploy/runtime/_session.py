@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..bundle import Artifact
-from ..errors import BundleError
+from ..errors import BundleError, InputError
 from .runner import as_rows, from_graph, to_graph
 
 __all__ = ["Level", "SessionRunner", "make_session"]
@@ -27,6 +27,8 @@ class SessionRunner:
         self._session = session
 
     def __call__(self, x: ArrayLike) -> NDArray[np.float32]:
+        if self._session is None:
+            raise InputError(f"this runner of {self.artifact.file} is closed: load the bundle again")
         rows = as_rows(x, self.in_features)
         if not len(rows):
             return np.empty((0, self.out_features), np.float32)

@@ -41,11 +41,11 @@ class Runner(Protocol):
         Any number of rows, none included. Other real dtypes than float32 are converted.
 
         Raises:
-            InputError: x is not ``(batch, in)`` numbers.
+            InputError: x is not ``(batch, in)`` numbers, or the runner is closed.
         """
 
     def close(self) -> None:
-        """Frees what the runner holds on its device. It cannot be called afterwards."""
+        """Frees what the runner holds on its device. Closing it again does nothing."""
 
 
 def as_rows(x: ArrayLike, in_features: int) -> Rows:

@@ -243,3 +243,9 @@ def test_what_was_passed_over_is_said_on_standard_error(engine_bundle_path: Path
     assert done.returncode == 0
     assert done.stderr.startswith(f"relukan-predict: {engine_bundle_path}: tensorrt-rtx is not used: ")
     assert list(read_csv(done.stdout)) == ["mass", "cost"]
+
+
+def test_the_data_is_not_overwritten_by_the_answers(bundle_path: Path, table: Path) -> None:
+    before = table.read_bytes()
+    assert main([str(bundle_path), str(table), "-o", str(table)]) == 2
+    assert table.read_bytes() == before

@@ -104,7 +104,15 @@ def test_a_wrong_answer_is_3(copied: Path, capsys: Capture) -> None:
     assert err.startswith(
         "relukan-verify: error: model.onnx on onnxruntime-cpu differs from the float64 reference by 0.00"
     )
-    assert out == ""
+    assert "more than allowed, onnxruntime-cpu" in out
+
+
+def test_a_wrong_answer_is_in_the_json(copied: Path, capsys: Capture) -> None:
+    lie(copied)
+    assert main([str(copied), "--json"]) == 3
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["passed"] is False
+    assert entry["report"]["error"] > entry["report"]["tolerance"]
 
 
 def test_a_tighter_tolerance_is_3(bundle_path: Path) -> None:

@@ -246,27 +246,26 @@ def test_scales_are_powers_of_two(span: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "precision", "batch", "engine", "form"),
+    ("layout", "precision", "batch", "form"),
     [
-        ("batch-last", "fp32", 1024, False, "quadratic"),
-        ("batch-last", "fp32", 16, False, "quadratic"),
-        ("batch-last", "fp32", 15, False, "direct"),
-        ("batch-last", "fp32", 1024, True, "direct"),
-        ("batch-last", "fp16", 1024, False, "direct"),
-        ("batch-last", "bf16", 1024, False, "direct"),
-        ("batch-major", "fp32", 1024, False, "direct"),
+        ("batch-last", "fp32", 1024, "quadratic"),
+        ("batch-last", "fp32", 16, "quadratic"),
+        ("batch-last", "fp32", 15, "direct"),
+        ("batch-last", "fp16", 1024, "direct"),
+        ("batch-last", "bf16", 1024, "direct"),
+        ("batch-major", "fp32", 1024, "direct"),
     ],
 )
-def test_the_form_follows_layout_precision_batch_and_target(
-    layout: Layout, precision: Precision, batch: int, engine: bool, form: Form
+def test_the_form_follows_layout_precision_and_batch(
+    layout: Layout, precision: Precision, batch: int, form: Form
 ) -> None:
     spec = random_network(0, [3, 4, 2])
-    assert choose_form(spec, layout=layout, precision=precision, batch=batch, engine=engine) == form
+    assert choose_form(spec, layout=layout, precision=precision, batch=batch) == form
 
 
 def test_narrow_bumps_far_from_the_centre_take_the_direct_form() -> None:
     spec = KanSpec((bumps((0, 0.1), (0.9, 1.0)),))
-    assert choose_form(spec, layout="batch-last", precision="fp32", batch=1024, engine=False) == "direct"
+    assert choose_form(spec, layout="batch-last", precision="fp32", batch=1024) == "direct"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def unit_rows(rows: int, inputs: int = 3) -> Array:
 
 
 def chosen_forms(spec: KanSpec, layout: Layout) -> set[Form]:
-    return {choose_form(spec, layout=layout, precision="fp32", batch=batch, engine=False) for batch in (1, 1024)}
+    return {choose_form(spec, layout=layout, precision="fp32", batch=batch) for batch in (1, 1024)}
 
 
 # --- the answers

@@ -224,25 +224,31 @@ def test_tensorrt_without_a_gpu_says_what_to_do_instead(monkeypatch: pytest.Monk
 # --- versions of TensorRT that cannot be installed here, as far as their names tell them apart
 
 
-def old_tensorrt(*, builder_flags: tuple[str, ...] = (), network_flags: tuple[str, ...] = ()) -> Any:
+def old_tensorrt(
+    version: str = "8.6.0", *, builder_flags: tuple[str, ...] = (), network_flags: tuple[str, ...] = ()
+) -> Any:
     """Only the names that a version has."""
     flags = {name: number for number, name in enumerate(builder_flags)}
     return SimpleNamespace(
+        __version__=version,
         BuilderFlag=SimpleNamespace(**flags),
         NetworkDefinitionCreationFlag=SimpleNamespace(**{name: number for number, name in enumerate(network_flags)}),
     )
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("version", "flags", "expected"),
     [
-        (("EXPLICIT_BATCH",), 1 << 0),  # 8.6
-        (("EXPLICIT_BATCH", "STRONGLY_TYPED"), 1 << 1),  # 9 and 10
-        (("OTHER", "PREFER", "STRONGLY_TYPED"), 1 << 2),  # 11
+        ("8.6.0", ("EXPLICIT_BATCH",), 0b1),
+        ("9.3.0", ("EXPLICIT_BATCH", "STRONGLY_TYPED"), 0b11),
+        ("10.0.1", ("EXPLICIT_BATCH", "STRONGLY_TYPED"), 0b10),
+        ("11.0.0", ("OTHER", "PREFER", "STRONGLY_TYPED"), 0b100),
     ],
 )
-def test_networks_are_strongly_typed_where_the_version_can(flags: tuple[str, ...], expected: int) -> None:
-    assert to_tensorrt._network_flags(old_tensorrt(network_flags=flags)) == expected
+def test_networks_are_strongly_typed_where_the_version_can(
+    version: str, flags: tuple[str, ...], expected: int
+) -> None:
+    assert to_tensorrt._network_flags(old_tensorrt(version, network_flags=flags)) == expected
 
 
 def test_bf16_is_refused_where_the_version_has_none() -> None:

@@ -196,3 +196,11 @@ def test_what_are_no_real_numbers_is_refused(runner: Runner, x: Any) -> None:
 def test_rows_of_different_lengths_are_refused(runner: Runner) -> None:
     with pytest.raises(InputError, match=r"x must be \(batch, 3\) numbers: "):
         runner([[1, 2, 3], [4, 5]])
+
+
+def test_a_closed_runner_says_so(bundle_path: Path, x: NDArray[np.float32]) -> None:
+    runner = load(bundle_path, backend=CPU)
+    runner.close()
+    runner.close()
+    with pytest.raises(InputError, match=r"model\.onnx is closed: load the bundle again"):
+        runner(x)

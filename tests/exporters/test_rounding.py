@@ -13,7 +13,7 @@ from exporter_networks import LAYOUTS, Array, error_of, from_graph, random_netwo
 from onnx import numpy_helper
 
 from relukan_deploy.errors import MissingDependencyError
-from relukan_deploy.exporters.bfloat16 import emulate_in_float32
+from relukan_deploy.exporters.rounding import emulate_in_float32
 from relukan_deploy.exporters.to_onnx import to_onnx
 from relukan_deploy.spec import Form, Layout
 
