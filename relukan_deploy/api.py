@@ -33,6 +33,7 @@ from .exporters.to_onnx import count_operators, to_onnx
 from .exporters.to_tensorrt import Engine, EngineOptions, build_engine
 from .gpu import find_gpu
 from .parity import STANDARD_BATCHES, TOLERANCES, ParityReport, compare, golden_inputs
+from .runtime._session import SessionRunner, make_session
 from .runtime.load import BACKENDS, open_backend
 from .spec import Form, KanSpec, Layout, Precision
 
@@ -184,7 +185,7 @@ def _write(
 
 
 def verify(
-    path: str | Path,
+    path: str | Path | Bundle,
     *,
     tolerance: float | None = None,
     data: str | Path | None = None,
@@ -196,7 +197,7 @@ def verify(
     """Compares every artifact of a bundle with the float64 reference, on all this machine can run.
 
     Args:
-        path: the bundle.
+        path: the bundle, or one that is open already.
         tolerance: instead of the one each artifact was exported with.
         data: a table with the network's columns, to compare on as well; needs the checkpoint,
             since only that can tell the reference's answers to new rows.
@@ -219,9 +220,11 @@ def verify(
     bundle = open_bundle(path)
     x, y = bundle.golden()
     if checkpoint is not None:
-        spec, source, _ = _read_network(checkpoint, Path(path), grid, order)
+        spec, source, _ = _read_network(checkpoint, bundle.path, grid, order)
         if source["sha256"] != bundle.manifest.source.get("sha256"):
-            raise InputError(f"{checkpoint} is not the checkpoint that {path} was exported from: its SHA-256 differs")
+            raise InputError(
+                f"{checkpoint} is not the checkpoint that {bundle.path} was exported from: its SHA-256 differs"
+            )
         x = np.concatenate([x, _data_rows(spec, data)])
         y = spec.evaluate(x)
     checks = [
@@ -357,8 +360,6 @@ def _ways_to_run(bundle: Bundle, artifact: Artifact) -> Iterator[tuple[str, Call
 
 
 def _open_emulated(bundle: Bundle, name: str, artifact: Artifact) -> Runner:
-    from .runtime._session import SessionRunner, make_session
-
     model = emulate_in_float32(bundle.contents[artifact.file])
     # Optimising the graph would take out the very roundings it is there for.
     session = make_session(model, ["CPUExecutionProvider"], threads=1, level="ORT_DISABLE_ALL")

@@ -153,13 +153,15 @@ class Bundle:
         return x, y
 
 
-def open_bundle(path: str | Path) -> Bundle:
-    """Opens a bundle and checks every file in it.
+def open_bundle(path: str | Path | Bundle) -> Bundle:
+    """Opens a bundle and checks every file in it; one that is open already is given back.
 
     Raises:
         BundleError: it is not a bundle, a file is missing or has changed, or it was written by a
             later release.
     """
+    if isinstance(path, Bundle):
+        return path
     path = Path(path)
     while True:
         raw = _read_manifest(path)

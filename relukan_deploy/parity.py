@@ -134,12 +134,7 @@ def _furthest_in_float32(spec: KanSpec, rows: NDArray[np.float32]) -> NDArray[np
     value = rows
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for layer in spec.layers:
-            starts, ends = layer.starts.astype(np.float32), layer.ends.astype(np.float32)
-            scale = np.where(ends > starts, 4 / (ends - starts) ** 2, 0).astype(np.float32)
-            x = value[:, :, np.newaxis]
-            bumps = (scale * np.maximum(ends - x, 0) * np.maximum(x - starts, 0)) ** 2  # (rows, in, K)
-            weight = layer.coefficients.reshape(layer.out_features, -1).T.astype(np.float32)
-            value = bumps.reshape(len(bumps), -1) @ weight + layer.bias.astype(np.float32)
+            value = layer.evaluate(value)
         distance = np.abs(value - spec.evaluate(rows)).max(axis=1)
     order = np.argsort(np.where(np.isnan(distance), np.inf, distance))
     return rows[order[-_HARDEST_ROWS:]]

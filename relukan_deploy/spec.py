@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,18 +90,20 @@ class LayerSpec:
         """``(in, K)``: the bumps that can contribute: s < e, and some coefficient is not zero."""
         return (self.starts < self.ends) & self.coefficients.any(axis=0)
 
-    def evaluate(self, x: Float64Array) -> Float64Array:
-        """y ``(batch, out)`` for x ``(batch, in)``, in float64."""
-        width = self.ends - self.starts
+    def evaluate(self, x: NDArray[Any]) -> NDArray[Any]:
+        """y ``(batch, out)`` for x ``(batch, in)``, in the arithmetic of x: float64 or float32."""
+        starts, ends = self.starts.astype(x.dtype), self.ends.astype(x.dtype)
+        width = ends - starts
         crossed = width <= 0
-        scale = 4.0 / np.where(crossed, 1.0, width) ** 2  # (in, K)
-        scale[crossed] = 0.0
+        scale = 4 / np.where(crossed, np.ones_like(width), width) ** 2  # (in, K)
+        scale[crossed] = 0
         x = x[:, :, np.newaxis]  # (batch, in, 1)
-        rising = np.maximum(x - self.starts, 0.0)  # (batch, in, K)
-        falling = np.maximum(self.ends - x, 0.0)  # (batch, in, K)
+        rising = np.maximum(x - starts, 0)  # (batch, in, K)
+        falling = np.maximum(ends - x, 0)  # (batch, in, K)
         bumps = (scale * falling * rising) ** 2  # (batch, in, K)
         flat = bumps.reshape(len(bumps), -1)  # (batch, in·K)
-        result: Float64Array = flat @ self.coefficients.reshape(self.out_features, -1).T + self.bias
+        weight = self.coefficients.reshape(self.out_features, -1).T.astype(x.dtype)  # (in·K, out)
+        result: NDArray[Any] = flat @ weight + self.bias.astype(x.dtype)
         return result
 
 

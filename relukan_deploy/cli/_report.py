@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..bundle import Artifact, Manifest
 
-__all__ = ["Row", "describe_network", "print_artifacts"]
+__all__ = ["Row", "describe_network", "print_artifacts", "print_estimates"]
 
 _NAMES = {"onnx": "ONNX", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
@@ -64,12 +64,16 @@ def print_artifacts(console: Console, manifest: Manifest, rows: Iterable[Row]) -
         if figures and figures["max_relative"] > _NOTABLE:
             share = f"{artifact.file}: the error is {figures['max_relative']:.0%} of the range of the answers"
             console.print(Text(f"{share}, which are small against what is allowed: see --tolerance", "yellow"))
+
+
+def print_estimates(console: Console, manifest: Manifest) -> None:
+    """Prints what rounding every operator would do to a half-precision graph, where that was estimated."""
+    for artifact in manifest.artifacts:
         estimate = artifact.details.get("rounded_error")
-        if estimate is not None and artifact.parity is figures:
-            text = (
-                f"{artifact.file}: with every operator rounded to {artifact.precision}, as in an engine: {estimate:.1e}"
-            )
-            console.print(Text(text, "yellow" if estimate > artifact.tolerance else "dim"))
+        if estimate is not None:
+            rounded = f"with every operator rounded to {artifact.precision}, as in an engine"
+            colour = "yellow" if estimate > artifact.tolerance else "dim"
+            console.print(Text(f"{artifact.file}: {rounded}: {estimate:.1e}", colour))
 
 
 def _verdict(backend: str | None, figures: Any, reason: str | None) -> Text:

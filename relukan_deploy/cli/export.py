@@ -15,7 +15,7 @@ from rich.text import Text
 from ..errors import InputError
 from ..spec import Layout, Precision
 from ._command import console, make_parser, result_console, run
-from ._report import describe_network, print_artifacts
+from ._report import describe_network, print_artifacts, print_estimates
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +88,7 @@ def _export(arguments: argparse.Namespace) -> None:
     screen.print(describe_network(manifest) + "\n")
     rows = [(a, a.parity["backend"] if a.parity else None, a.parity, a.reason) for a in manifest.artifacts]
     print_artifacts(screen, manifest, rows)
+    print_estimates(screen, manifest)
     if any(not artifact.verified for artifact in manifest.artifacts):
         command = Text(f"relukan-verify {shlex.quote(str(bundle.path))}", "bold")
         screen.print(Text.assemble("\nOn the machine that will run it: ", command), soft_wrap=True)

@@ -42,9 +42,10 @@ def _predict(arguments: argparse.Namespace) -> None:
     if out is not None and out.resolve() == arguments.data.resolve():
         raise InputError(f"{out} is the data itself: choose another file for the answers")
     logging.basicConfig(format="relukan-predict: %(message)s", stream=sys.stderr)
-    manifest = open_bundle(arguments.bundle).manifest
+    bundle = open_bundle(arguments.bundle)
+    manifest = bundle.manifest
     x = read_inputs(arguments.data, manifest.columns, manifest.in_features)
-    runner = load(arguments.bundle, backend=arguments.backend)
+    runner = load(bundle, backend=arguments.backend)
     columns = _columns(manifest, runner(x))
     if out is None:
         if isinstance(sys.stdout, io.TextIOWrapper):

@@ -33,10 +33,11 @@ def _verify(arguments: argparse.Namespace) -> None:
     from ..bundle import open_bundle
 
     failure: ParityError | None = None
+    bundle = open_bundle(arguments.bundle)
     with console.status("starting") as status:
         try:
             checks = verify(
-                arguments.bundle,
+                bundle,
                 tolerance=arguments.tolerance,
                 data=arguments.data,
                 checkpoint=arguments.checkpoint,
@@ -46,7 +47,7 @@ def _verify(arguments: argparse.Namespace) -> None:
             )
         except ParityError as error:  # shown like the others, then raised
             checks, failure = list(error.checks), error
-    manifest = open_bundle(arguments.bundle).manifest
+    manifest = bundle.manifest
     screen = result_console(json=arguments.json)
     # A Text, since brackets in a path are no markup.
     title = Text.assemble((str(arguments.bundle), "bold"), f": {describe_network(manifest)}\n")

@@ -24,11 +24,11 @@ BACKENDS: dict[str, tuple[ArtifactKind, str]] = {
 """For each backend, in the order in which they are tried: the kind of artifact it runs, and its module."""
 
 
-def load(path: str | Path, *, backend: str = "auto", threads: int = 1) -> Runner:
+def load(path: str | Path | Bundle, *, backend: str = "auto", threads: int = 1) -> Runner:
     """Opens a bundle and gives a runner that has just answered its golden inputs correctly.
 
     Args:
-        path: the bundle.
+        path: the bundle, or one that is open already.
         backend: one of `BACKENDS`, or "auto" for the first of them that the bundle has an artifact
             for and this machine can run. What is passed over is logged, with the reason.
         threads: of ONNX Runtime on a CPU.
@@ -42,6 +42,7 @@ def load(path: str | Path, *, backend: str = "auto", threads: int = 1) -> Runner
     if backend != "auto" and backend not in BACKENDS:
         raise InputError(f"backend must be auto, {', '.join(BACKENDS)}, got {backend!r}")
     bundle = open_bundle(path)
+    path = bundle.path
     artifacts = {artifact.kind: artifact for artifact in bundle.manifest.artifacts}
     if backend != "auto":
         kind = BACKENDS[backend][0]
