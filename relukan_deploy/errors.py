@@ -8,7 +8,10 @@
     ├── ParityError                   3   an artifact does not compute the reference function
     ├── MissingDependencyError        4   a package is not installed
     ├── MissingDeviceError            4   a GPU or its driver is not there
-    └── BuildError                    1   TensorRT refused or failed to build
+    ├── BuildError                    1   TensorRT refused or failed to build
+    ├── QueueFull                     1   a request would not fit into the queue; ask again later
+    ├── DeadlineExceeded              1   a request's time was up before it was answered
+    └── ServiceClosed                 1   what would answer has been closed, or has died
 
 Commands print the message alone and leave with the exit code; tracebacks are for errors that
 are not in this tree.
@@ -23,11 +26,14 @@ __all__ = [
     "BuildError",
     "BundleError",
     "CheckpointError",
+    "DeadlineExceeded",
     "InputError",
     "MissingDependencyError",
     "MissingDeviceError",
     "ParityError",
+    "QueueFull",
     "RelukanError",
+    "ServiceClosed",
     "TableError",
 ]
 
@@ -93,3 +99,15 @@ class MissingDeviceError(RelukanError):
 
 class BuildError(RelukanError):
     """TensorRT could not parse the graph or build the engine."""
+
+
+class QueueFull(RelukanError):  # noqa: N818  named as queue.Full is: it is a state, not a fault
+    """A request was turned away at once because too many rows are waiting."""
+
+
+class DeadlineExceeded(RelukanError, TimeoutError):  # noqa: N818
+    """A request's time was up before its rows were run."""
+
+
+class ServiceClosed(RelukanError):  # noqa: N818
+    """A request came after the end, or what should have answered it has died."""
