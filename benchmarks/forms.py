@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from relukan_deploy.exporters.lowering import choose_form
 from relukan_deploy.exporters.to_onnx import to_onnx
+from relukan_deploy.lowering import choose_form
 from relukan_deploy.runtime._session import Level, make_session
 from relukan_deploy.runtime.ort_cpu import level_for
 from relukan_deploy.spec import Form, KanSpec, Layout, Precision

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from relukan_deploy.bundle import Artifact
-from relukan_deploy.exporters.lowering import choose_form
 from relukan_deploy.exporters.to_onnx import count_operators, to_onnx
+from relukan_deploy.lowering import choose_form
 from relukan_deploy.runtime import ort_cpu
 from relukan_deploy.runtime._session import make_session
 from relukan_deploy.runtime.ort_cpu import level_for

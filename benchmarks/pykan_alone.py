@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from relukan_deploy.exporters.lowering import choose_form
 from relukan_deploy.exporters.to_onnx import to_onnx
+from relukan_deploy.lowering import choose_form
 
 from ._networks import trained_like
 from ._report import header, micro, new_console, print_header, write_json

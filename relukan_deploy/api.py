@@ -27,11 +27,11 @@ from .bundle import (
     write_manifest,
 )
 from .errors import BundleError, InputError, MissingDependencyError, MissingDeviceError, ParityError
-from .exporters.lowering import ENGINE_FORM, choose_form
 from .exporters.rounding import emulate_in_float32
 from .exporters.to_onnx import count_operators, to_onnx
 from .exporters.to_tensorrt import Engine, EngineOptions, build_engine
 from .gpu import find_gpu
+from .lowering import ENGINE_FORM, choose_form
 from .parity import STANDARD_BATCHES, TOLERANCES, ParityReport, compare, golden_inputs
 from .runtime._session import SessionRunner, make_session
 from .runtime.load import BACKENDS, open_backend
@@ -100,7 +100,7 @@ def export(
         layout: "batch-last" is the fast one; "batch-major" has the batch on axis 0, as dynamic
             batchers need it.
         engine: how the engine is built. Its most frequent batch also decides the form of
-            model.onnx; see exporters/lowering.py.
+            model.onnx; see lowering.py.
         tolerance: the largest error relative to max(1, max|y|); None for `TOLERANCES[precision]`.
         data: a table with the network's columns; its first 4096 rows are compared as well, and not
             stored.
@@ -153,7 +153,7 @@ def export(
     except ParityError:
         if form == "direct":
             raise
-        return attempt("direct")  # slower here, and it keeps more digits; see exporters/lowering.py
+        return attempt("direct")  # slower here, and it keeps more digits; see lowering.py
 
 
 def _write(

@@ -56,7 +56,7 @@ class Artifact:
     Attributes:
         file: its name in the bundle.
         kind: what runs it.
-        precision, layout, form: how it was written; see exporters/lowering.py.
+        precision, layout, form: how it was written; see lowering.py.
         batch: an engine's smallest, most frequent and largest batch; None for any batch.
         tolerance: the largest error allowed, relative to max(1, max|y|).
         verified: whether it was compared with the float64 reference, in the way parity["backend"]

@@ -28,7 +28,7 @@ from .errors import InputError
 __all__ = ["Form", "KanSpec", "LayerSpec", "Layout", "Precision", "Task"]
 
 Task = Literal["regression", "classification"]
-# What an artifact is written in; exporters/lowering.py explains them.
+# What an artifact is written in; lowering.py explains them.
 Layout = Literal["batch-last", "batch-major"]
 Form = Literal["direct", "quadratic"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]

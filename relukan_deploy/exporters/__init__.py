@@ -1,1 +1,1 @@
-"""From a `KanSpec` to artifacts: lowering.py, then to_onnx.py, then to_tensorrt.py."""
+"""From a lowered `KanSpec` to artifacts: to_onnx.py, then to_tensorrt.py."""

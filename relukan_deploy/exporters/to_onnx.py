@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import BuildError, InputError, MissingDependencyError
 from ..spec import Form, KanSpec, Layout, Precision
-from .lowering import Float64Array, Graph, lower, storage_dtype
+from ..lowering import Float64Array, Graph, lower, storage_dtype
 
 __all__ = ["OPERATORS", "count_operators", "to_onnx"]
 

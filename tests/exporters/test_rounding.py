@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from exporter_networks import LAYOUTS, Array, error_of, from_graph, random_network, run_onnx, to_graph
+from networks import LAYOUTS, Array, error_of, from_graph, random_network, run_onnx, to_graph
 from onnx import numpy_helper
 
 from relukan_deploy.errors import MissingDependencyError

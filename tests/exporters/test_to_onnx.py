@@ -12,13 +12,13 @@ import onnx
 import onnx.reference
 import onnxruntime
 import pytest
-from exporter_networks import LAYOUTS, Array, error_of, from_graph, networks, random_network, run_onnx, to_graph
+from networks import LAYOUTS, Array, error_of, from_graph, networks, random_network, run_onnx, to_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from relukan_deploy.errors import BuildError, InputError, MissingDependencyError
-from relukan_deploy.exporters.lowering import choose_form
+from relukan_deploy.lowering import choose_form
 from relukan_deploy.exporters.to_onnx import OPERATORS, count_operators, to_onnx
 from relukan_deploy.spec import Form, KanSpec, LayerSpec, Layout, Precision
 

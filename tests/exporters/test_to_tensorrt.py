@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from exporter_networks import LAYOUTS, random_network
+from networks import LAYOUTS, random_network
 from onnx import NodeProto, TensorProto, helper
 
 from relukan_deploy.errors import BuildError, InputError, MissingDependencyError, MissingDeviceError

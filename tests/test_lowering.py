@@ -7,12 +7,12 @@ import itertools
 
 import numpy as np
 import pytest
-from exporter_networks import LAYOUTS, Array, error_of, from_graph, networks, random_network, to_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import LAYOUTS, Array, error_of, from_graph, networks, random_network, to_graph
 
 from relukan_deploy.errors import InputError
-from relukan_deploy.exporters.lowering import Graph, Node, choose_form, lower, storage_dtype
+from relukan_deploy.lowering import Graph, Node, choose_form, lower, storage_dtype
 from relukan_deploy.spec import Form, KanSpec, LayerSpec, Layout, Precision
 
 FORMS: tuple[Form, ...] = ("direct", "quadratic")

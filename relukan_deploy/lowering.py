@@ -41,8 +41,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, MissingDependencyError
-from ..spec import Form, KanSpec, LayerSpec, Layout, Precision
+from .errors import InputError, MissingDependencyError
+from .spec import Form, KanSpec, LayerSpec, Layout, Precision
 
 __all__ = ["ENGINE_FORM", "Graph", "Node", "choose_form", "lower", "storage_dtype"]
 
