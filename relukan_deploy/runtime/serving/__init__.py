@@ -1,0 +1,1 @@
+"""Serving bundles over the network, in the Open Inference Protocol."""

@@ -1,0 +1,310 @@
+"""The models that are served: bundles, opened and batched, and replaced when a new version is there.
+
+A `Model` never changes. A new version of its bundle is opened beside it, answers its golden inputs,
+and takes its place as a whole; then the old one answers what it has accepted, and is closed. Plain
+threads, so that a store serves whoever calls it, from any event loop or from none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundle import Bundle, Manifest, open_bundle
+from ...errors import InputError, RelukanError, ServiceClosed
+from ..batching import Batcher
+from ..guard import Nonfinite, OutOfDomain
+from ..load import load
+from ..runner import Runner
+
+__all__ = ["Answer", "Model", "NotReady", "Observer", "Options", "Store", "UnknownModel"]
+
+logger = logging.getLogger("relukan_deploy.serving")
+
+Rows = NDArray[np.float32]
+# What a folder's files were like: of each its name, and what changes when it is written or replaced.
+Signature = tuple[tuple[str, int, int, int], ...]
+
+
+class UnknownModel(InputError):  # noqa: N818  it is the caller who errs
+    """A model, or a version of one, that is not served here."""
+
+
+class NotReady(RelukanError):  # noqa: N818  a state, not a fault
+    """A model that is still being opened."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How every bundle is opened and batched; see `relukan_deploy.load` and `Batcher`."""
+
+    backend: str = "auto"
+    threads: int | Literal["auto"] = 1
+    max_batch: int = 1024
+    max_delay: float = 0.0
+    max_queue: int = 65536
+    out_of_domain: OutOfDomain = "count"
+    nonfinite: Nonfinite = "count"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """One version of one bundle, ready to answer.
+
+    Attributes:
+        name: under which it is served.
+        version: the manifest's, which every export raises by one.
+        manifest: of its bundle.
+        runner: what answers.
+        batcher: what joins the requests for it.
+    """
+
+    name: str
+    version: str
+    manifest: Manifest
+    runner: Runner
+    batcher: Batcher
+
+    def close(self) -> None:
+        """Answers what was accepted, and frees the network."""
+        self.batcher.close(drain=True)
+        self.runner.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer ``(rows, out)``, and the model that gave it."""
+
+    model: Model
+    y: Rows
+
+
+class Observer(Protocol):
+    """Who wants to know how the models are doing. Called from any thread."""
+
+    def observe(self, model: Model) -> None:
+        """Called with every open model now and then, and with a replaced one after its last answer."""
+
+    def reloaded(self, name: str, succeeded: bool) -> None:
+        """Called after each attempt to replace a model by a new version."""
+
+
+class Store:
+    """Keeps the newest version of some bundles open.
+
+    Args:
+        bundles: the folders by the names under which they are served.
+        options: how they are opened.
+        poll_seconds: how often to look for new versions.
+        observer: who is told.
+
+    Raises:
+        InputError: a name cannot be part of a URL's path, there is none, or the pause is not positive.
+    """
+
+    def __init__(
+        self,
+        bundles: Mapping[str, str | Path],
+        options: Options | None = None,
+        *,
+        poll_seconds: float = 1.0,
+        observer: Observer | None = None,
+    ) -> None:
+        if not bundles:
+            raise InputError("there is no bundle to serve: name at least one")
+        for name in bundles:
+            # "stats" is where the protocol has the statistics of all models.
+            if not name or "/" in name or not name.isprintable() or name == "stats":
+                raise InputError(f"{name!r} cannot be the name of a model in a URL: give it another name")
+        if not poll_seconds > 0:
+            raise InputError(f"poll_seconds must be greater than 0, got {poll_seconds}")
+        self.options = options or Options()
+        self._paths = {name: Path(path) for name, path in bundles.items()}
+        self._models: dict[str, Model] = {}
+        self._seen: dict[str, Signature | None] = {}
+        self._replacing = threading.Lock()
+        self._observer = observer
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, args=(poll_seconds,), name="relukan-store", daemon=True)
+
+    def open(self) -> None:
+        """Opens every bundle, and begins to look for new versions.
+
+        Raises:
+            RelukanError: what `relukan_deploy.load` raises for the first that cannot be served.
+            ServiceClosed: `close` was called meanwhile.
+        """
+        try:
+            for name, path in self._paths.items():
+                self._require_not_closed()
+                self._seen[name] = _signature(path)
+                self._models[name] = self._open(name, open_bundle(path))
+        except BaseException:
+            self.close()
+            raise
+        self._watcher.start()
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._paths)
+
+    def models(self) -> list[Model]:
+        """Those that are ready, each in its newest version."""
+        return list(self._models.values())
+
+    def get(self, name: str, version: str | None = None) -> Model:
+        """The model of this name; no version, or "", is the newest, and no other is kept.
+
+        Raises:
+            UnknownModel: it is not served here, or not in this version.
+            NotReady: it is still being opened.
+        """
+        model = self._models.get(name)
+        if model is None:
+            if name in self._paths:
+                raise NotReady(f"model {name!r} is still being opened: ask again in a moment")
+            raise UnknownModel(f"there is no model {name!r}: {', '.join(map(repr, self._paths))} is served here")
+        if version and version != model.version:
+            raise UnknownModel(f"model {name!r} has no version {version!r}: version {model.version} is served here")
+        return model
+
+    def ready(self, name: str | None = None, version: str | None = None) -> bool:
+        """Whether this model answers, or, without a name, all of them.
+
+        Raises:
+            UnknownModel: it is not served here, or not in this version.
+        """
+        if self._stop.is_set():
+            return False
+        if name is None:
+            return len(self._models) == len(self._paths)
+        with contextlib.suppress(NotReady):
+            self.get(name, version)
+            return True
+        return False
+
+    async def infer(self, model: Model, x: Rows, *, version: str | None = None, timeout: float | None = None) -> Answer:
+        """Has a model that `get` gave answer x ``(rows, in)``, or its successor if it has just been replaced.
+
+        Raises:
+            RelukanError: what `Batcher` raises; UnknownModel if it was replaced and `version` was given.
+        """
+        while True:
+            try:
+                return Answer(model, await model.batcher(x, timeout=timeout))
+            except ServiceClosed:
+                successor = self.get(model.name, version)
+                if successor is model:  # closed, and not replaced
+                    raise
+                model = successor
+
+    def reload(self, name: str) -> bool:
+        """Looks for a new version of a model now. Gives whether there was one, and if so, serves it.
+
+        Raises:
+            UnknownModel: it is not served here.
+            RelukanError: what is there cannot be served, and the model stays as it is; or all is closed.
+        """
+        self.get(name)
+        return self._replace(name, _signature(self._paths[name]))
+
+    def observe(self) -> None:
+        """Tells the observer about every model."""
+        if self._observer is not None:
+            for model in self.models():
+                self._observer.observe(model)
+
+    def close(self) -> None:
+        """Answers what was accepted, and closes every model. Closing it again does nothing."""
+        self._stop.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        with self._replacing:
+            for model in self.models():
+                self._retire(model)
+
+    def _require_not_closed(self) -> None:
+        if self._stop.is_set():
+            raise ServiceClosed("the server is being shut down")
+
+    def _open(self, name: str, bundle: Bundle) -> Model:
+        options = self.options
+        runner = load(
+            bundle,
+            backend=options.backend,
+            threads=options.threads,
+            out_of_domain=options.out_of_domain,
+            nonfinite=options.nonfinite,
+        )
+        try:
+            batcher = Batcher(
+                runner, max_batch=options.max_batch, max_delay=options.max_delay, max_queue=options.max_queue
+            )
+        except BaseException:
+            runner.close()
+            raise
+        return Model(name, str(bundle.manifest.version), bundle.manifest, runner, batcher)
+
+    def _retire(self, model: Model) -> None:
+        model.close()
+        if self._observer is not None:
+            self._observer.observe(model)
+
+    def _watch(self, poll_seconds: float) -> None:
+        while not self._stop.wait(poll_seconds):
+            for name, path in self._paths.items():
+                signature = _signature(path)
+                if signature is None or signature == self._seen[name]:
+                    continue  # nothing new, or the folder is just being replaced
+                try:
+                    self._replace(name, signature)
+                except Exception as error:
+                    # Whatever is wrong with the new version, the old one goes on answering.
+                    logger.warning(
+                        "%s: version %s stays, the new one cannot be served: %s",
+                        name,
+                        self._models[name].version,
+                        error,
+                        exc_info=not isinstance(error, RelukanError),
+                    )
+            self.observe()
+
+    def _replace(self, name: str, signature: Signature | None) -> bool:
+        """Opens what is in the folder now, and puts it in the place of the model unless it is the same."""
+        with self._replacing:
+            self._require_not_closed()
+            self._seen[name] = signature  # a version that fails is tried again when a file has changed
+            old = self._models[name]
+            try:
+                bundle = open_bundle(self._paths[name])
+                if bundle.manifest == old.manifest:
+                    return False
+                new = self._open(name, bundle)
+            except Exception:
+                if self._observer is not None:
+                    self._observer.reloaded(name, False)
+                raise
+            self._models[name] = new
+        logger.info("%s: version %s is served, on %s", name, new.version, new.runner.backend)
+        if self._observer is not None:
+            self._observer.reloaded(name, True)
+        self._retire(old)
+        return True
+
+
+def _signature(path: Path) -> Signature | None:
+    """What changes when any file in the folder is written or replaced; None where there is no folder."""
+    try:
+        with os.scandir(path) as entries:
+            stats = sorted((entry.name, entry.stat()) for entry in entries)
+    except OSError:
+        return None
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
