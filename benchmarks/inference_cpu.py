@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from relukan_deploy.bundle import Artifact
+from relukan_deploy.api import export
 from relukan_deploy.exporters.to_onnx import count_operators, to_onnx
+from relukan_deploy.exporters.to_tensorrt import EngineOptions
 from relukan_deploy.lowering import choose_form
-from relukan_deploy.runtime import ort_cpu
+from relukan_deploy.runtime import load
 from relukan_deploy.runtime._session import make_session
 from relukan_deploy.runtime.ort_cpu import level_for
 from relukan_deploy.spec import Form, KanSpec
@@ -213,10 +214,11 @@ def exported_call(graph: bytes, x: FloatArray, out_features: int) -> Callable[[]
     return bound_call(make_session(graph, ["CPUExecutionProvider"], 1), x.astype(np.float32), (len(x), out_features))
 
 
-def runner_call(network: Network, form: Form, x: FloatArray) -> Callable[[], FloatArray]:
-    """Our runner as a caller uses it: from rows to rows, checks and layout included."""
-    artifact = Artifact("model.onnx", "onnx", "fp32", "batch-last", form, tolerance=1e-5)
-    runner = ort_cpu.open_runner(network.graphs[form], artifact, network.widths[0], network.widths[-1])
+def runner_call(network: Network, x: FloatArray) -> Callable[[], FloatArray]:
+    """Our runner as a caller uses it: from rows to rows, checks, counts and layout included."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export(network.spec, Path(folder) / "bundle", engine=EngineOptions(batch=(1, len(x), len(x))))
+    runner = load(bundle)
     return lambda: runner(x)
 
 
@@ -234,7 +236,7 @@ def time_batch(network: Network, batch: int, *, quick: bool) -> dict[str, Timing
     outputs = network.widths[-1]
     calls |= {name: exported_call(graph, x, outputs) for name, graph in network.exported.items()}
     calls |= {form: graph_call(graph, form, x, outputs) for form, graph in network.graphs.items()}
-    calls[RUNNER] = runner_call(network, chosen_form(network, batch), x)
+    calls[RUNNER] = runner_call(network, x)
     with torch.no_grad():
         return measure(calls, rounds=9 if quick else 61)
 

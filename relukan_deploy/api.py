@@ -28,18 +28,18 @@ from .bundle import (
 )
 from .errors import BundleError, InputError, MissingDependencyError, MissingDeviceError, ParityError
 from .exporters.rounding import emulate_in_float32
-from .exporters.to_onnx import count_operators, to_onnx
+from .exporters.to_onnx import count_operators, serialise
 from .exporters.to_tensorrt import Engine, EngineOptions, build_engine
 from .gpu import find_gpu
-from .lowering import ENGINE_FORM, choose_form
+from .lowering import ENGINE_FORM, Graph, choose_form, lower
 from .parity import STANDARD_BATCHES, TOLERANCES, ParityReport, compare, golden_inputs
-from .runtime._session import SessionRunner, make_session
+from .runtime._session import SessionBackend, make_session
 from .runtime.load import BACKENDS, open_backend
 from .spec import Form, KanSpec, Layout, Precision
 
 if TYPE_CHECKING:
     from .model import ReLUKAN
-    from .runtime import Runner
+    from .runtime.runner import Backend
     from .train import FitResult
 
 __all__ = ["Check", "export", "verify"]
@@ -134,9 +134,10 @@ def export(
         columns=spec.columns,
         targets=spec.targets,
         labels=spec.labels,
-        domain=tuple((low, high) if low < high else None for low, high in spec.domain.tolist()),
+        domain=spec.intervals,
         artifacts=(),
         source=source,
+        version=_next_version(out),
         versions=_versions(),
     )
 
@@ -244,7 +245,8 @@ def _make_graph(
 ) -> tuple[Artifact, bytes]:
     """model.onnx."""
     stored: Precision = "fp32" if precision == "tf32" else precision
-    graph = to_onnx(spec, layout=layout, form=form, precision=stored)
+    graph = lower(spec, layout=layout, form=form, precision=stored)
+    model = serialise(graph)
     artifact = Artifact(
         file=ONNX,
         kind="onnx",
@@ -252,9 +254,10 @@ def _make_graph(
         layout=layout,
         form=form,
         tolerance=tolerance or TOLERANCES[stored],
-        details={"operators": count_operators(graph), "opset": 22 if precision == "bf16" else 13},
+        constants=_constant_shapes(graph),
+        details={"operators": count_operators(model), "opset": 22 if precision == "bf16" else 13},
     )
-    return artifact, graph
+    return artifact, model
 
 
 def _make_engine(
@@ -267,8 +270,9 @@ def _make_engine(
     say: Say,
 ) -> tuple[Artifact, bytes]:
     """model.engine, from a graph in the form that suits TensorRT."""
+    graph = lower(spec, layout=layout, form=ENGINE_FORM, precision=precision)
     built = build_engine(
-        to_onnx(spec, layout=layout, form=ENGINE_FORM, precision=precision),
+        serialise(graph),
         in_features=spec.in_features,
         layout=layout,
         precision=precision,
@@ -284,9 +288,14 @@ def _make_engine(
         form=ENGINE_FORM,
         tolerance=tolerance or TOLERANCES[precision],
         batch=options.batch,
+        constants=_constant_shapes(graph),
         details=_engine_details(built, options),
     )
     return artifact, built.plan
+
+
+def _constant_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in graph.constants.items()}
 
 
 def _check(
@@ -305,7 +314,7 @@ def _check(
     for backend, opened, binding in _ways_to_run(bundle, artifact):
         say(f"comparing {artifact.file} on {backend} with the float64 reference")
         try:
-            runner = opened()
+            running = opened()
         except (MissingDependencyError, MissingDeviceError) as error:
             no_gpu = artifact.kind != "onnx" and find_gpu() is None
             checks.append(Check(artifact, backend, reason="no GPU here to run it" if no_gpu else str(error)))
@@ -318,7 +327,7 @@ def _check(
             continue
         try:
             report = compare(
-                runner,
+                running.run,
                 x,
                 y,
                 tolerance=tolerance or artifact.tolerance,
@@ -326,7 +335,7 @@ def _check(
                 batches=(*STANDARD_BATCHES, len(x), *limits),
             )
         finally:
-            runner.close()
+            running.close()
         checks.append(Check(artifact, backend, report, binding=binding))
     return checks
 
@@ -342,7 +351,7 @@ def _require(checks: list[Check]) -> None:
                 raise
 
 
-def _ways_to_run(bundle: Bundle, artifact: Artifact) -> Iterator[tuple[str, Callable[[], Runner], bool]]:
+def _ways_to_run(bundle: Bundle, artifact: Artifact) -> Iterator[tuple[str, Callable[[], Backend], bool]]:
     """The backends for an artifact, how to open each, and whether it has to be within the tolerance.
 
     A half-precision graph is also run with its rounding emulated. For bf16 there is nothing else on
@@ -359,12 +368,11 @@ def _ways_to_run(bundle: Bundle, artifact: Artifact) -> Iterator[tuple[str, Call
             yield name, functools.partial(_open_emulated, bundle, name, artifact), artifact.precision == "bf16"
 
 
-def _open_emulated(bundle: Bundle, name: str, artifact: Artifact) -> Runner:
+def _open_emulated(bundle: Bundle, name: str, artifact: Artifact) -> Backend:
     model = emulate_in_float32(bundle.contents[artifact.file])
     # Optimising the graph would take out the very roundings it is there for.
-    session = make_session(model, ["CPUExecutionProvider"], threads=1, level="ORT_DISABLE_ALL")
-    plain = dataclasses.replace(artifact, precision="fp32")
-    return SessionRunner(name, session, plain, bundle.manifest.in_features, bundle.manifest.out_features)
+    make = functools.partial(make_session, model, ["CPUExecutionProvider"], 1, level="ORT_DISABLE_ALL")
+    return SessionBackend(name, make, dataclasses.replace(artifact, precision="fp32"), bundle.manifest.out_features)
 
 
 def _with_checks(artifact: Artifact, checks: list[Check]) -> Artifact:
@@ -406,6 +414,14 @@ def _read_network(
         raise InputError("out must name the bundle's folder when the network does not come from a file")
     spec = model if isinstance(model, KanSpec) else model.spec()
     return spec, {"kind": "in memory"}, Path(out)
+
+
+def _next_version(out: Path) -> int:
+    """One more than that of the bundle which is to be replaced."""
+    try:
+        return open_bundle(out).manifest.version + 1
+    except BundleError:  # none yet, or a damaged one
+        return 1
 
 
 def _data_rows(spec: KanSpec, data: str | Path | None) -> NDArray[np.float32]:

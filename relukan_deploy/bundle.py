@@ -58,6 +58,7 @@ class Artifact:
         kind: what runs it.
         precision, layout, form: how it was written; see lowering.py.
         batch: an engine's smallest, most frequent and largest batch; None for any batch.
+        constants: names and shapes of the graph's constants, which `Runner.refit` replaces.
         tolerance: the largest error allowed, relative to max(1, max|y|).
         verified: whether it was compared with the float64 reference, in the way parity["backend"]
             says: run, or, where nothing here runs its types, with its rounding emulated.
@@ -73,6 +74,7 @@ class Artifact:
     form: Form
     tolerance: float
     batch: tuple[int, int, int] | None = None
+    constants: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     verified: bool = False
     reason: str | None = None
     parity: Mapping[str, Any] | None = None
@@ -98,6 +100,7 @@ class Manifest:
             input that never does.
         artifacts: the files that compute the network.
         source: the checkpoint: its file name, SHA-256 and kind.
+        version: 1, and one more each time the bundle is exported over an older one.
         versions: of the tools that wrote the bundle.
         created: UTC, ISO 8601.
         files: SHA-256 and size in bytes of every file but the manifest.
@@ -111,6 +114,7 @@ class Manifest:
     domain: tuple[tuple[float, float] | None, ...]
     artifacts: tuple[Artifact, ...]
     source: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    version: int = 1
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     created: str = ""
     files: Mapping[str, File] = dataclasses.field(default_factory=dict)
@@ -292,6 +296,8 @@ def _check(manifest: Manifest) -> None:
     for name in (*manifest.files, *(artifact.file for artifact in manifest.artifacts)):
         if not _FILE_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of a file in the folder")
+    if manifest.version < 1:
+        raise ValueError(f"version is {manifest.version}, expected 1 or more")
     widths = manifest.widths
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths are {widths}, expected two or more from 1 on")

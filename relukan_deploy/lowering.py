@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from .errors import InputError, MissingDependencyError
 from .spec import Form, KanSpec, LayerSpec, Layout, Precision
 
-__all__ = ["ENGINE_FORM", "Graph", "Node", "choose_form", "lower", "storage_dtype"]
+__all__ = ["ENGINE_FORM", "Graph", "Node", "choose_form", "constants_like", "lower", "storage_dtype"]
 
 Float64Array = NDArray[np.float64]
 
@@ -125,9 +125,52 @@ def storage_dtype(precision: Precision) -> np.dtype[Any]:
 
 def lower(spec: KanSpec, *, layout: Layout, form: Form, precision: Precision) -> Graph:
     """Writes the network as a graph of Relu, Mul, Add and Conv; see the module's docstring."""
-    layers = _compact(spec)
     emit = _Emitter(layout, precision)
+    layers = _compact(spec)
     shift, scale = _input_coordinates(layers[0], form)
+    return _write(spec, layers, form, emit, shift, scale)
+
+
+def constants_like(
+    spec: KanSpec, shapes: Mapping[str, tuple[int, ...]], *, layout: Layout, form: Form, precision: Precision
+) -> dict[str, Float64Array]:
+    """The constants that make a graph which was lowered from another network compute this one.
+
+    Args:
+        spec: the network.
+        shapes: the names and shapes of that graph's constants.
+        layout, form, precision: of that graph.
+
+    Raises:
+        InputError: the graph has no place for this network's constants.
+    """
+    for drop_dead in (True, False):  # whether a bump is dead may have changed with the weights
+        layers = _compact(spec, drop_dead=drop_dead)
+        emit = _Emitter(layout, precision)
+        shift, scale = _input_coordinates(layers[0], form)
+        if "input/shift" not in shapes:
+            shift = np.zeros_like(shift)
+        if "input/scale" not in shapes:
+            scale = np.ones_like(scale)
+        made = {
+            "input/shift": emit.as_elementwise(np.zeros((1, 1))),
+            "input/scale": emit.as_elementwise(np.ones((1, 1))),
+            **_write(spec, layers, form, emit, shift, scale).constants,
+        }
+        try:
+            return {name: np.broadcast_to(made[name], shape) for name, shape in shapes.items()}
+        except (KeyError, ValueError):
+            continue
+    raise InputError(
+        "the graph has no place for this network's constants: it was exported from one with other inputs, hidden "
+        "features or bumps. Export the network anew with relukan-export"
+    )
+
+
+def _write(
+    spec: KanSpec, layers: list[LayerSpec], form: Form, emit: _Emitter, shift: Float64Array, scale: Float64Array
+) -> Graph:
+    """The graph of layers whose input gets the coordinates scale · (x − shift), ``(in,)`` each."""
     shift = emit.as_stored(shift)  # what rounding it leaves goes into s and e
     value = emit.normalised_input("x", shift, scale)
     for index, layer in enumerate(layers):
@@ -144,25 +187,29 @@ def lower(spec: KanSpec, *, layout: Layout, form: Form, precision: Precision) ->
         constants=emit.constants,
         input_shape=emit.shape(spec.in_features),
         output_shape=emit.shape(spec.out_features),
-        precision=precision,
+        precision=emit.precision,
     )
 
 
 # --- 1. dropping what cannot contribute
 
 
-def _compact(spec: KanSpec) -> list[LayerSpec]:
-    """The layers without dead bumps and dead hidden features; padded bumps are [0, 0], weight 0."""
+def _compact(spec: KanSpec, *, drop_dead: bool = True) -> list[LayerSpec]:
+    """The layers without dead bumps and dead hidden features; padded bumps are [0, 0], weight 0.
+
+    With drop_dead=False they keep their places, as [0, 0], weight 0.
+    """
     compacted: list[LayerSpec] = []
     kept_outputs = np.arange(spec.out_features)
     for index in reversed(range(len(spec.layers))):
         layer = spec.layers[index]
         layer = dataclasses.replace(layer, coefficients=layer.coefficients[kept_outputs], bias=layer.bias[kept_outputs])
         live = layer.live
-        kept_inputs = np.flatnonzero(live.any(axis=1)) if index else np.arange(layer.in_features)
+        kept_inputs = np.flatnonzero(live.any(axis=1)) if index and drop_dead else np.arange(layer.in_features)
         if not kept_inputs.size:
             kept_inputs = np.arange(1)  # a constant layer still needs an input to take the batch size from
-        order = np.argsort(~live, axis=1, kind="stable")[kept_inputs, : max(1, int(live.sum(axis=1).max()))]
+        most = max(1, int(live.sum(axis=1).max())) if drop_dead else live.shape[1]
+        order = np.argsort(~live, axis=1, kind="stable")[kept_inputs, :most]
         rows = kept_inputs[:, np.newaxis]
         used = live[rows, order]
         compacted.append(
@@ -241,6 +288,7 @@ class _Emitter:
 
     def __init__(self, layout: Layout, precision: Precision) -> None:
         self.layout = layout
+        self.precision = precision
         self.dtype = storage_dtype(precision)
         self.nodes: list[Node] = []
         self.constants: dict[str, Float64Array] = {}
@@ -327,7 +375,11 @@ class _Emitter:
         """A constant ``(in, K)``, stored once where all inputs share it."""
         if (array == array[:1]).all():
             array = array[:1]
-        return self._constant(name, array[np.newaxis, :, :, np.newaxis] if self._batch_last else array[np.newaxis])
+        return self._constant(name, self.as_elementwise(array))
+
+    def as_elementwise(self, array: Float64Array) -> Float64Array:
+        """``(in, K)`` with the axes of the layout."""
+        return array[np.newaxis, :, :, np.newaxis] if self._batch_last else array[np.newaxis]
 
     def _kernel(self, weight: Float64Array) -> Float64Array:
         """A Conv weight ``(out, in, K)`` with the axes of the layout."""

@@ -173,6 +173,11 @@ class KanSpec:
         high = np.where(first.live, first.ends, -np.inf).max(axis=1, initial=-np.inf)
         return np.stack([low, high], axis=1)
 
+    @property
+    def intervals(self) -> tuple[tuple[float, float] | None, ...]:
+        """The domain as a manifest holds it: for each input (low, high), or None if it never matters."""
+        return tuple((low, high) if low < high else None for low, high in self.domain.tolist())
+
     def evaluate(self, x: ArrayLike) -> Float64Array:
         """The float64 reference: y ``(batch, out)`` for x ``(batch, in)``.
 

@@ -15,7 +15,7 @@ from ..errors import BuildError, InputError, MissingDependencyError
 from ..spec import Form, KanSpec, Layout, Precision
 from ..lowering import Float64Array, Graph, lower, storage_dtype
 
-__all__ = ["OPERATORS", "count_operators", "to_onnx"]
+__all__ = ["OPERATORS", "count_operators", "serialise", "to_onnx"]
 
 OPERATORS = ("Add", "Conv", "Mul", "Relu")
 
@@ -38,10 +38,11 @@ def to_onnx(
         BuildError: the serialised file holds another operator, or ONNX's checker refuses it.
         MissingDependencyError: onnx is not installed.
     """
-    return _serialise(lower(spec, layout=layout, form=form, precision=precision))
+    return serialise(lower(spec, layout=layout, form=form, precision=precision))
 
 
-def _serialise(graph: Graph) -> bytes:
+def serialise(graph: Graph) -> bytes:
+    """A lowered network as a serialised ONNX model. Raises as `to_onnx`."""
     onnx = _onnx()
     make = onnx.helper
     bf16 = graph.precision == "bf16"

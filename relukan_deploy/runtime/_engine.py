@@ -15,7 +15,7 @@ from .._tensorrt import Flavour, import_tensorrt, make_logger
 from ..bundle import Artifact
 from ..errors import BundleError, InputError
 from ..gpu import open_device
-from .runner import as_rows, element_dtype, from_graph, slices, to_graph
+from .runner import as_rows, element_dtype, from_graph, parts, to_graph
 
 __all__ = ["EngineRunner"]
 
@@ -29,7 +29,7 @@ class EngineRunner:
 
     def __init__(self, backend: Flavour, plan: bytes, artifact: Artifact, in_features: int, out_features: int) -> None:
         assert artifact.batch is not None  # engines always have a profile
-        self.backend: str = backend
+        self.name: str = backend
         self.artifact = artifact
         self.in_features = in_features
         self.out_features = out_features
@@ -55,13 +55,13 @@ class EngineRunner:
         self._input = _Staging(self._device, self._stream, self._most * in_features * itemsize)
         self._output = _Staging(self._device, self._stream, self._most * out_features * itemsize)
 
-    def __call__(self, x: ArrayLike) -> NDArray[np.float32]:
+    def run(self, x: ArrayLike) -> NDArray[np.float32]:
         if self._context is None:
             raise InputError(f"this runner of {self.artifact.file} is closed: load the bundle again")
         rows = as_rows(x, self.in_features)
         result = np.empty((len(rows), self.out_features), np.float32)
         self._device.set_current()  # CUDA's current device belongs to the calling thread
-        for part in slices(len(rows), self._most):
+        for part in parts(len(rows), self._most):
             result[part] = self._run(rows[part])
         return result
 
@@ -80,10 +80,13 @@ class EngineRunner:
         self._context.set_tensor_address("x", self._input.address)
         self._context.set_tensor_address("y", self._output.address)
         if not (fits and self._context.execute_async_v3(int(self._stream.handle))):
-            raise BundleError(f"{self.backend} could not run a batch of {len(rows)}: " + " ".join(self._logger.errors))
+            raise BundleError(f"{self.name} could not run a batch of {len(rows)}: " + " ".join(self._logger.errors))
         self._output.to_host(int(np.prod(shape)) * value.itemsize)
         self._stream.sync()
         return from_graph(self._output.host(shape, value.dtype), layout, precision)[:count]
+
+    def with_constants(self, constants: Any) -> Any:
+        raise NotImplementedError
 
     def close(self) -> None:
         if self._context is None:

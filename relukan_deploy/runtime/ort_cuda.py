@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any, Literal
+
 from ..bundle import Artifact
 from ..errors import MissingDeviceError
-from ._session import SessionRunner, make_session
-from .runner import Runner
+from ._session import SessionBackend, make_session
+from .runner import Backend
 
-__all__ = ["open_runner"]
+__all__ = ["open_backend"]
+
+_PROVIDER = "CUDAExecutionProvider"
 
 
-def open_runner(model: bytes, artifact: Artifact, in_features: int, out_features: int, *, threads: int = 1) -> Runner:
-    """A runner for model.onnx on the first GPU, with TF32 off.
+def open_backend(
+    model: bytes, artifact: Artifact, in_features: int, out_features: int, *, threads: int | Literal["auto"] = 1
+) -> Backend:
+    """model.onnx on the first GPU, with TF32 off.
 
     Raises:
         MissingDeviceError: this ONNX Runtime has no CUDA, or CUDA did not start.
@@ -19,13 +26,16 @@ def open_runner(model: bytes, artifact: Artifact, in_features: int, out_features
     """
     import onnxruntime
 
-    provider = "CUDAExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
+    if _PROVIDER not in onnxruntime.get_available_providers():
         raise MissingDeviceError(
             "this ONNX Runtime was built without CUDA: replace it by "
             "pip uninstall onnxruntime && pip install 'relukan-deploy[gpu]'"
         )
-    session = make_session(model, [(provider, {"use_tf32": "0"}), "CPUExecutionProvider"], threads)
-    if provider not in session.get_providers():
+    return SessionBackend("onnxruntime-cuda", functools.partial(_make, model), artifact, out_features)
+
+
+def _make(model: bytes, constants: Any) -> Any:
+    session = make_session(model, [(_PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"], 1, constants)
+    if _PROVIDER not in session.get_providers():
         raise MissingDeviceError("ONNX Runtime could not start CUDA: there is no GPU, or no CUDA or cuDNN library")
-    return SessionRunner("onnxruntime-cuda", session, artifact, in_features, out_features)
+    return session

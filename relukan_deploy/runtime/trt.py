@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..bundle import Artifact
 from ._engine import EngineRunner
-from .runner import Runner
+from .runner import Backend
 
-__all__ = ["open_runner"]
+__all__ = ["open_backend"]
 
 
-def open_runner(plan: bytes, artifact: Artifact, in_features: int, out_features: int, *, threads: int = 1) -> Runner:
-    """A runner for an engine that `tensorrt` built.
+def open_backend(plan: bytes, artifact: Artifact, in_features: int, out_features: int, *, threads: int = 1) -> Backend:
+    """An engine that `tensorrt` built.
 
     Raises:
         MissingDependencyError: tensorrt or cuda-core is not installed.

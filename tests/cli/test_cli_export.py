@@ -237,7 +237,7 @@ relukan_deploy.api.{function} = interrupted
 """
 
 
-@pytest.mark.parametrize("function", ["to_onnx", "write_manifest", "compare"])
+@pytest.mark.parametrize("function", ["serialise", "write_manifest", "compare"])
 def test_ctrl_c_is_130_and_leaves_the_old_bundle(model: Path, function: str) -> None:
     main([str(model)])
     before = files(Path("model"))

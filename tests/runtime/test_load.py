@@ -157,14 +157,13 @@ def test_a_graph_that_is_none_is_refused(copied: Path) -> None:
 
 
 class Wrong:
-    """A runner that is off by one."""
+    """A backend that is off by one."""
 
-    def __init__(self, artifact: Any) -> None:
-        self.backend, self.artifact, self.in_features, self.out_features = "wrong", artifact, 3, 2
-        self.closed = False
+    name = "wrong"
+    closed = False
 
-    def __call__(self, x: Any) -> Any:
-        return np.ones((len(x), 2), np.float32)
+    def run(self, rows: Any) -> Any:
+        return np.ones((len(rows), 2), np.float32)
 
     def close(self) -> None:
         self.closed = True
@@ -173,18 +172,13 @@ class Wrong:
 def test_a_wrong_answer_is_not_worked_around_by_the_next_backend(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[Wrong] = []
-
-    def open_runner(model: bytes, artifact: Any, *sizes: int, threads: int) -> Wrong:
-        opened.append(Wrong(artifact))
-        return opened[0]
-
+    wrong = Wrong()
     module = types.ModuleType("wrong")
-    module.open_runner = open_runner  # type: ignore[attr-defined]
+    module.open_backend = lambda *_, threads: wrong  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "relukan_deploy.runtime.wrong", module)
     right = BACKENDS["onnxruntime-cpu"]
     module_of_load = sys.modules["relukan_deploy.runtime.load"]  # by that name the package has the function
     monkeypatch.setattr(module_of_load, "BACKENDS", {"wrong": ("onnx", "wrong"), "onnxruntime-cpu": right})
     with pytest.raises(ParityError, match=r"model\.onnx on wrong differs"):
         load(bundle_path)
-    assert opened[0].closed
+    assert wrong.closed

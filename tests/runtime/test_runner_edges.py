@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from relukan_deploy.runtime.runner import _from_bfloat16, _to_bfloat16, as_rows, from_graph, slices, to_graph
+from relukan_deploy.runtime.runner import _from_bfloat16, _to_bfloat16, as_rows, from_graph, parts, to_graph
 from relukan_deploy.spec import Layout
 
 ROWS = arrays.arrays(
@@ -25,15 +25,17 @@ BITS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50)
 
 
 @given(rows=st.integers(0, 500), most=st.integers(1, 600))
-def test_slices_take_every_row_once_and_in_order(rows: int, most: int) -> None:
-    parts = list(slices(rows, most))
-    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
-    assert all(0 < part.stop - part.start <= most for part in parts)
+def test_parts_take_every_row_once_and_in_order(rows: int, most: int) -> None:
+    cut = list(parts(rows, most))
+    assert [row for part in cut for row in range(part.start, part.stop)] == list(range(rows))
+    assert all(0 < part.stop - part.start <= most for part in cut)
 
 
-def test_without_a_limit_there_is_one_slice() -> None:
-    assert list(slices(1000, None)) == [slice(0, 1000)]
-    assert list(slices(0, None)) == []
+@given(rows=st.integers(1, 500), most=st.integers(1, 600))
+def test_parts_are_as_few_and_as_even_as_can_be(rows: int, most: int) -> None:
+    sizes = [part.stop - part.start for part in parts(rows, most)]
+    assert len(sizes) == -(-rows // most)
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_float32_rows_are_not_copied() -> None:

@@ -1,0 +1,138 @@
+"""What a network is asked outside its domain, where it silently answers with constants.
+
+Beyond its domain an input no longer influences the answer, and nothing in the answer shows it. So
+every row is compared with the domain before it is run; what lies outside is counted, and the
+caller decides what else happens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Manifest
+from ..errors import InputError
+
+__all__ = ["Guard", "Nonfinite", "OutOfDomain", "Stats"]
+
+logger = logging.getLogger("relukan_deploy.runtime")
+
+OutOfDomain = Literal["count", "warn", "raise", "clip"]
+Nonfinite = Literal["count", "raise"]
+Rows = NDArray[np.float32]
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What a runner has been asked so far.
+
+    Attributes:
+        rows: answered.
+        outside: for each input, the finite values outside its domain, those of refused rows included.
+        nonfinite: for each input, the values that were NaN or infinite, likewise.
+    """
+
+    rows: int
+    outside: tuple[int, ...]
+    nonfinite: tuple[int, ...]
+
+
+class Guard:
+    """Compares rows with the domain, counts, and does what the policies say. Thread-safe.
+
+    Args:
+        manifest: of the network: its domain, and the names of its inputs.
+        out_of_domain: what a finite value outside the domain leads to. "count" counts it. "warn" also logs
+            a warning, the first time for an input and each time its count is ten times as high.
+            "raise" refuses the call. "clip" moves the value to the edge of the domain.
+        nonfinite: "count", or "raise" to refuse a call with NaN or infinity in it.
+
+    Raises:
+        InputError: a policy is not one of these.
+    """
+
+    def __init__(self, manifest: Manifest, out_of_domain: OutOfDomain, nonfinite: Nonfinite) -> None:
+        for name, value, choices in (
+            ("out_of_domain", out_of_domain, get_args(OutOfDomain)),
+            ("nonfinite", nonfinite, get_args(Nonfinite)),
+        ):
+            if value not in choices:
+                raise InputError(f"{name} must be {', '.join(choices)}, got {value!r}")
+        self.refuses = "raise" in (out_of_domain, nonfinite)
+        self._out_of_domain = out_of_domain
+        self._nonfinite = nonfinite
+        self._names = manifest.columns or tuple(f"x{index}" for index in range(manifest.in_features))
+        self._lock = threading.Lock()
+        self._rows = 0
+        self._outside = np.zeros(manifest.in_features, np.int64)
+        self._not_finite = np.zeros(manifest.in_features, np.int64)
+        self._warn_at = np.ones(manifest.in_features, np.int64)
+        self.set_domain(manifest.domain)
+
+    def set_domain(self, domain: Sequence[tuple[float, float] | None]) -> None:
+        """Takes another domain from now on, after the weights were replaced."""
+        # An input that never matters is everywhere inside, so that only NaN and infinity count.
+        wide = np.array([interval or (-_LARGEST, _LARGEST) for interval in domain])
+        self._limits = _inwards(np.clip(wide, -_LARGEST, _LARGEST))  # one assignment: other threads see both or none
+
+    def inspect(self, rows: Rows) -> Rows:
+        """The rows to run, for rows ``(batch, in)``: themselves, or clipped ones.
+
+        Raises:
+            InputError: a policy refuses them; the message names the first such value.
+        """
+        low, high = limits = self._limits
+        inside = np.count_nonzero(rows >= low) + np.count_nonzero(rows <= high) == 2 * rows.size  # NaN is not
+        return rows if inside else self._outside_of(rows, limits)
+
+    def answered(self, rows: int) -> None:
+        with self._lock:
+            self._rows += rows
+
+    def stats(self) -> Stats:
+        with self._lock:
+            return Stats(self._rows, tuple(self._outside.tolist()), tuple(self._not_finite.tolist()))
+
+    def _outside_of(self, rows: Rows, limits: NDArray[np.float32]) -> Rows:
+        low, high = limits
+        finite = np.isfinite(rows)
+        outside = finite & ((rows < low) | (rows > high))
+        with self._lock:
+            self._outside += outside.sum(axis=0)
+            self._not_finite += len(rows) - finite.sum(axis=0)
+            warn = np.flatnonzero(self._outside >= self._warn_at) if self._out_of_domain == "warn" else ()
+            for index in warn:
+                self._warn_at[index] = 10 ** len(str(self._outside[index]))  # the next power of ten
+        for index in warn:
+            logger.warning("%s", self._describe(rows, outside, int(index), limits))
+        if self._nonfinite == "raise" and not finite.all():
+            row, index = np.argwhere(~finite)[0]
+            raise InputError(f"row {row} has {self._names[index]} = {rows[row, index]}, expected a finite number")
+        if self._out_of_domain == "raise" and outside.any():
+            raise InputError(self._describe(rows, outside, int(np.argwhere(outside)[0][1]), limits))
+        return np.clip(rows, low, high) if self._out_of_domain == "clip" else rows
+
+    def _describe(self, rows: Rows, outside: NDArray[np.bool_], index: int, limits: NDArray[np.float32]) -> str:
+        row = int(outside[:, index].argmax())
+        low, high = limits[:, index]
+        return (
+            f"row {row} has {self._names[index]} = {rows[row, index]:g}, outside the domain [{low:g}, {high:g}], "
+            "beyond which it no longer influences the answer"
+        )
+
+
+def _inwards(domain: NDArray[np.float64]) -> NDArray[np.float32]:
+    """``(2, in)`` for ``(in, 2)``: the outermost float32 within each interval, so that float32 compare exactly."""
+    nearest = domain.astype(np.float32)
+    low, high = nearest.T
+    low = np.where(low < domain[:, 0], np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(high > domain[:, 1], np.nextafter(high, np.float32(-np.inf)), high)
+    return np.stack([low, high])
