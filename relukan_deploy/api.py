@@ -369,10 +369,12 @@ def _ways_to_run(bundle: Bundle, artifact: Artifact) -> Iterator[tuple[str, Call
 
 
 def _open_emulated(bundle: Bundle, name: str, artifact: Artifact) -> Backend:
+    def make(model: bytes) -> Any:  # optimised, the graph would lose the very roundings it is there for
+        return make_session(model, ["CPUExecutionProvider"], threads=1, level="ORT_DISABLE_ALL")
+
     model = emulate_in_float32(bundle.contents[artifact.file])
-    # Optimising the graph would take out the very roundings it is there for.
-    make = functools.partial(make_session, model, ["CPUExecutionProvider"], 1, level="ORT_DISABLE_ALL")
-    return SessionBackend(name, make, dataclasses.replace(artifact, precision="fp32"), bundle.manifest.out_features)
+    plain = dataclasses.replace(artifact, precision="fp32")
+    return SessionBackend(name, make, model, plain, bundle.manifest.out_features)
 
 
 def _with_checks(artifact: Artifact, checks: list[Check]) -> Artifact:

@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Artifact
-from ..errors import BundleError
+from ..errors import BundleError, MissingDependencyError
 from ..lowering import storage_dtype
 from .runner import Backend, Rows, from_graph, parts, to_graph
 
 __all__ = ["Level", "SessionBackend", "make_session"]
 
 Level = Literal["ORT_DISABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
-Constants = Mapping[str, NDArray[Any]]
-
 _MOST_BOUND_ROWS = 32  # up to here, binding buffers once saves a notable part of the call
 
 
@@ -26,29 +24,30 @@ class SessionBackend:
 
     Args:
         name: of the backend.
-        make: opens a session, with constants in the place of the graph's own.
-        artifact: what the session runs.
+        make: opens a session for a serialised model.
+        model: the model.
+        artifact: what is known of it.
         out_features: the network's outputs.
         chunk: rows that are run at once; larger batches are cut up. None runs all at once.
-        constants: in the place of the graph's own.
     """
 
     def __init__(
         self,
         name: str,
-        make: Callable[[Constants | None], Any],
+        make: Callable[[bytes], Any],
+        model: bytes,
         artifact: Artifact,
         out_features: int,
         *,
         chunk: int | None = None,
-        constants: Constants | None = None,
     ) -> None:
         self.name = name
         self._make = make
+        self._model = model
         self._artifact = artifact
         self._out_features = out_features
         self._chunk = chunk
-        self._session = make(constants)
+        self._session = make(model)
         self._idle: dict[int, list[_Bound]] = {}
 
     def run(self, rows: Rows) -> Rows:
@@ -63,12 +62,9 @@ class SessionBackend:
         return result
 
     def with_constants(self, constants: Mapping[str, NDArray[np.float64]]) -> Backend:
-        dtype = storage_dtype(self._artifact.precision)
-        with np.errstate(over="ignore"):  # shows in the answers to the golden inputs
-            typed = {name: np.ascontiguousarray(array, dtype) for name, array in constants.items()}
-        return SessionBackend(
-            self.name, self._make, self._artifact, self._out_features, chunk=self._chunk, constants=typed
-        )
+        # Not SessionOptions.add_initializer: at its highest level, optimisation still reads the model's own.
+        model = _replace_constants(self._model, constants, storage_dtype(self._artifact.precision))
+        return SessionBackend(self.name, self._make, model, self._artifact, self._out_features, chunk=self._chunk)
 
     def close(self) -> None:
         self._idle.clear()
@@ -117,7 +113,6 @@ def make_session(
     model: bytes,
     providers: list[Any],
     threads: int,
-    constants: Constants | None = None,
     *,
     level: Level = "ORT_ENABLE_ALL",
 ) -> Any:
@@ -127,7 +122,6 @@ def make_session(
         model: a serialised ONNX model.
         providers: of ONNX Runtime, best first.
         threads: in one operator.
-        constants: in the place of the model's own of the same names, and of their shapes and types.
         level: of ONNX Runtime's optimisation.
 
     Raises:
@@ -140,10 +134,21 @@ def make_session(
     options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.log_severity_level = 3  # errors; they also arrive as exceptions
-    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in (constants or {}).items()}
-    for name, value in values.items():
-        options.add_initializer(name, value)
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime has a dozen exceptions without a common base
         raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error}") from error
+
+
+def _replace_constants(model: bytes, constants: Mapping[str, NDArray[np.float64]], dtype: np.dtype[Any]) -> bytes:
+    """The model with other constants, of the shapes it has now."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError("Replacing the weights of a graph", "onnx", "export") from error
+    proto = onnx.load_from_string(model)
+    for initializer in proto.graph.initializer:
+        with np.errstate(over="ignore"):  # shows in the answers to the golden inputs
+            initializer.raw_data = np.ascontiguousarray(constants[initializer.name]).astype(dtype).tobytes()
+    data: bytes = proto.SerializeToString()
+    return data

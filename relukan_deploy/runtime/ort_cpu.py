@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -64,9 +63,11 @@ def level_for(form: Form) -> Level:
 
 
 def _open(model: bytes, artifact: Artifact, out_features: int, threads: int) -> SessionBackend:
-    make = functools.partial(make_session, model, ["CPUExecutionProvider"], threads, level=level_for(artifact.form))
+    def make(model: bytes) -> Any:
+        return make_session(model, ["CPUExecutionProvider"], threads, level=level_for(artifact.form))
+
     chunk = _chunk_rows(artifact) * threads
-    return SessionBackend("onnxruntime-cpu", make, artifact, out_features, chunk=chunk)
+    return SessionBackend("onnxruntime-cpu", make, model, artifact, out_features, chunk=chunk)
 
 
 def _chunk_rows(artifact: Artifact) -> int:

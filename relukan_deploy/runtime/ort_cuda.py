@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 from ..bundle import Artifact
@@ -31,11 +30,11 @@ def open_backend(
             "this ONNX Runtime was built without CUDA: replace it by "
             "pip uninstall onnxruntime && pip install 'relukan-deploy[gpu]'"
         )
-    return SessionBackend("onnxruntime-cuda", functools.partial(_make, model), artifact, out_features)
+    return SessionBackend("onnxruntime-cuda", _make, model, artifact, out_features)
 
 
-def _make(model: bytes, constants: Any) -> Any:
-    session = make_session(model, [(_PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"], 1, constants)
+def _make(model: bytes) -> Any:
+    session = make_session(model, [(_PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"], 1)
     if _PROVIDER not in session.get_providers():
         raise MissingDeviceError("ONNX Runtime could not start CUDA: there is no GPU, or no CUDA or cuDNN library")
     return session

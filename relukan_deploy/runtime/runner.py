@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..bundle import Artifact, Bundle
 from ..errors import InputError
 from ..lowering import constants_like
-from ..parity import compare
+from ..parity import compare, golden_inputs
 from ..spec import KanSpec, Layout, Precision
 from .guard import Guard, Stats
 
@@ -116,7 +116,7 @@ class Runner:
     ) -> None:
         """Takes the weights of a retrained network, without building anything anew.
 
-        The new weights answer the golden inputs before any call gets them. A call sees the old
+        The new weights answer golden inputs of their own before any call gets them. A call sees the old
         network or the new one, never a mixture. The bundle on the disk stays as it is.
 
         Args:
@@ -127,7 +127,7 @@ class Runner:
             CheckpointError: the file cannot be read.
             InputError: the network has another shape or meaning than this one, its constants have no
                 place in the graph, or the engine was built without --refittable.
-            ParityError: the golden inputs are answered wrongly with the new weights; the old stay.
+            ParityError: golden inputs are answered wrongly with the new weights; the old stay.
         """
         backend = self._running
         if backend is None:
@@ -135,11 +135,13 @@ class Runner:
         spec = _read(model, grid, order)
         _check_same_network(spec, self._bundle)
         artifact = self.artifact
+        if not artifact.constants:
+            raise InputError(f"the manifest of {self._bundle.path} does not name its constants: export the network anew")
         constants = constants_like(
             spec, artifact.constants, layout=artifact.layout, form=artifact.form, precision=artifact.precision
         )
         refitted = backend.with_constants(constants)
-        x, _ = self._bundle.golden()
+        x = golden_inputs(spec)
         report = compare(
             refitted.run,
             x,
