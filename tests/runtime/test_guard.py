@@ -91,9 +91,7 @@ def test_threads_lose_no_count() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert guard.stats() == dataclasses.replace(
-        guard.stats(), rows=8000, outside=(4000, 4000, 0), nonfinite=(4000, 0, 0)
-    )
+    assert guard.stats() == Stats(rows=8000, outside=(4000, 4000, 0), nonfinite=(4000, 0, 0))
 
 
 # --- policies
@@ -141,9 +139,7 @@ def test_clip_moves_values_to_the_edge_and_leaves_the_callers_alone() -> None:
     before = x.copy()
     clipped = guard.inspect(x)
     largest = np.finfo(np.float32).max
-    np.testing.assert_array_equal(
-        clipped, rows([-0.5, np.nextafter(np.float32(0.7), np.float32(0)), 5], [1.5, np.nan, -largest])
-    )
+    np.testing.assert_array_equal(clipped, rows([-0.5, 0.7, 5], [1.5, np.nan, -largest]))
     np.testing.assert_array_equal(x, before)
 
 
