@@ -18,7 +18,7 @@ from relukan_deploy.api import export
 from relukan_deploy.bundle import Manifest, open_bundle
 from relukan_deploy.errors import InputError
 from relukan_deploy.runtime import load
-from relukan_deploy.runtime.guard import Guard
+from relukan_deploy.runtime.guard import Guard, Stats
 from relukan_deploy.spec import KanSpec
 
 DOMAIN = ((-0.5, 1.5), (0.1, 0.7), None)
