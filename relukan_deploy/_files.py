@@ -47,10 +47,11 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path`, and puts it in the place of `path` at the end.
+def replacing_folder(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
+    """Gives an empty folder, and puts it in the place of `path` at the end.
 
-    An existing folder is swapped with the new one in one step where the system can (Linux), so a
+    It is written in `aside`, which has to be on the same file system, or else beside `path`. An
+    existing folder is swapped with the new one in one step where the system can (Linux), so a
     crash at any point leaves one of the two whole. If the block raises, `path` is untouched. Where
     `path` is a link, the folder it leads to is replaced.
 
@@ -61,12 +62,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    written = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=aside or path.parent))
     try:
         yield written
         written.chmod(0o777 & ~_umask())
-        for file in written.iterdir():
-            _flush(file)
+        for entry in written.rglob("*"):
+            _flush(entry)
         _flush(written)
         try:
             written.rename(path)

@@ -1,6 +1,6 @@
 """Run by test_bundle_atomic.py: kills itself at every file-system call of a write, one after the other.
 
-    python kill_points.py {manifest,export,save} FOLDER [EVERY]
+    python kill_points.py {manifest,export,save,version} FOLDER [EVERY]
 
 The N-th fork of this process does the same write and sends itself SIGKILL just before its N-th call
 into the operating system's files, for N = 1, 2, 3, … (each EVERY-th) until the write gets to its end.
@@ -14,6 +14,7 @@ import ctypes
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -31,7 +32,7 @@ Look = Callable[[], str]
 
 def attempts(folder: Path, kind: str) -> tuple[Attempt, Look]:
     """What writes "old" or "new" to one place, and what tells which of them is there."""
-    return {"manifest": _manifest, "export": _export, "save": _save}[kind](folder)
+    return {"manifest": _manifest, "export": _export, "save": _save, "version": _version}[kind](folder)
 
 
 def _manifest(folder: Path) -> tuple[Attempt, Look]:
@@ -101,6 +102,33 @@ def _save(folder: Path) -> tuple[Attempt, Look]:
         (which,) = checkpoint.targets or ()
         whole = all(bool((value == bias[which]).all()) for value in checkpoint.model.parameters())
         return which if whole else "a mixture"
+
+    return write, look
+
+
+def _version(folder: Path) -> tuple[Attempt, Look]:
+    """The first version of a model in Triton's repository, and then its second."""
+    from relukan_deploy.api import export
+    from relukan_deploy.exporters.to_triton import TritonOptions, to_triton
+    from relukan_deploy.spec import KanSpec, LayerSpec
+
+    repository = folder / "models"
+    bump = LayerSpec(np.array([[0.0]]), np.array([[1.0]]), np.array([[[1.0]]]), np.zeros(1))
+    bundle = export(KanSpec((bump,)), folder / "bundle", layout="batch-major")
+
+    def write(which: str) -> None:
+        if which == "old":
+            shutil.rmtree(repository, ignore_errors=True)
+        to_triton(bundle, TritonOptions(repository, name="kan", instances=2 if which == "new" else 1))
+
+    def look() -> str:
+        (place,) = repository.iterdir()
+        versions = sorted(entry.name for entry in place.iterdir() if entry.name.isdecimal())
+        whole = all(
+            (place / version / "model.onnx").read_bytes() == bundle.contents["model.onnx"] for version in versions
+        )
+        config = (place / "config.pbtxt").read_text().endswith('"1"\n  }\n}\n')
+        return ("old" if versions == ["1"] else "new") if whole and config else "a mixture"
 
     return write, look
 

@@ -54,6 +54,7 @@ def kill_everywhere(kind: str, folder: Path, every: int = 1) -> dict[str, Any]:
         pytest.param("manifest", 1, id="every call of writing a bundle"),
         pytest.param("export", 5, id="every fifth call of a whole export"),
         pytest.param("save", 1, id="every call of saving a checkpoint"),
+        pytest.param("version", 1, id="every call of adding a version to Triton's repository"),
     ],
 )
 def test_killed_at_each_call_the_old_one_or_the_new_one_is_there(tmp_path: Path, kind: str, every: int) -> None:

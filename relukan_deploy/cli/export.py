@@ -8,7 +8,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from rich.text import Text
 
@@ -17,15 +17,22 @@ from ..spec import Layout, Precision
 from ._command import console, make_parser, result_console, run
 from ._report import describe_network, print_artifacts, print_estimates
 
+if TYPE_CHECKING:
+    from ..exporters.to_tensorrt import EngineOptions
+    from ..exporters.to_triton import TritonOptions
+
+__all__ = ["main"]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("relukan-export", "Writes a bundle: a four-operator ONNX graph, and with --trt an engine.")
     parser.add_argument("model", type=Path, help="checkpoint: .pt, .safetensors, or a reference ReLU-KAN's state dict")
     parser.add_argument("-o", "--out", type=Path, metavar="BUNDLE", help="folder to write (default: the model's name)")
     parser.add_argument("--trt", action="store_true", help="also build a TensorRT engine")
+    parser.add_argument("--triton", type=Path, metavar="REPO", help="also add the bundle to Triton's model repository")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="default: fp32")
     parser.add_argument(
-        "--layout", choices=get_args(Layout), default="batch-last", help="default: batch-last, the fast one"
+        "--layout", choices=get_args(Layout), help="default: batch-last, the fast one; batch-major with --triton"
     )
     parser.add_argument(
         "--batch",
@@ -53,20 +60,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="where kernel timings are kept between builds"
     )
+    triton = parser.add_argument_group("with --triton")
+    triton.add_argument("--name", help="the model's name (default: the bundle's)")
+    triton.add_argument(
+        "--triton-backend",
+        choices=("auto", "tensorrt_plan", "onnxruntime", "python"),
+        help="default: auto, the engine if there is one, else the graph; python runs relukan-deploy itself",
+    )
+    triton.add_argument("--instances", type=int, metavar="COUNT", help="batches run at once (default: 1)")
+    triton.add_argument(
+        "--max-delay", type=float, metavar="SECONDS", help="longest wait of a request for company (default: 0)"
+    )
     return run(parser, _export, argv)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from ..api import export
-    from ..exporters.to_tensorrt import EngineOptions
+    from ..exporters.to_triton import check_entry, to_triton
 
-    only_engine = ("flavour", "workspace", "refittable", "version_compatible", "hardware_compatible", "timing_cache")
-    given = [name for name in only_engine if getattr(arguments, name)]
-    if given and not arguments.trt:
-        raise InputError(f"--{given[0].replace('_', '-')} is a matter of the engine: add --trt")
-    engine = EngineOptions(
-        batch=tuple(arguments.batch), **{name: getattr(arguments, name) for name in only_engine if name != "flavour"}
-    )
+    engine, triton = _engine_options(arguments), _triton_options(arguments)
+    layout: Layout = arguments.layout or ("batch-major" if triton and triton.backend != "python" else "batch-last")
+    if triton:
+        check_entry(triton, arguments.out or arguments.model.with_suffix(""), layout)
     with console.status("starting") as status:
         bundle = export(
             arguments.model,
@@ -74,7 +89,7 @@ def _export(arguments: argparse.Namespace) -> None:
             trt=arguments.trt,
             flavour=arguments.flavour,
             precision=arguments.precision,
-            layout=arguments.layout,
+            layout=layout,
             engine=engine,
             tolerance=arguments.tolerance,
             data=arguments.data,
@@ -82,9 +97,12 @@ def _export(arguments: argparse.Namespace) -> None:
             order=arguments.order,
             say=lambda doing: status.update(Text(doing)),  # TensorRT's names are no markup
         )
+        entry = to_triton(bundle, triton, batch=engine.batch) if triton else None
     manifest = bundle.manifest
     screen = result_console(json=arguments.json)
     screen.print(Text.assemble((str(arguments.model), "bold"), " → ", (f"{bundle.path}/", "bold")), soft_wrap=True)
+    if entry:
+        screen.print(Text.assemble((str(bundle.path), "bold"), " → ", (f"{entry}/", "bold")), soft_wrap=True)
     screen.print(describe_network(manifest) + "\n")
     rows = [(a, a.parity["backend"] if a.parity else None, a.parity, a.reason) for a in manifest.artifacts]
     print_artifacts(screen, manifest, rows)
@@ -93,7 +111,32 @@ def _export(arguments: argparse.Namespace) -> None:
         command = Text(f"relukan-verify {shlex.quote(str(bundle.path))}", "bold")
         screen.print(Text.assemble("\nOn the machine that will run it: ", command), soft_wrap=True)
     if arguments.json:
-        print(json.dumps({"bundle": str(bundle.path), **dataclasses.asdict(manifest)}, indent=2))
+        places = {"bundle": str(bundle.path)} | ({"triton": str(entry)} if entry else {})
+        print(json.dumps({**places, **dataclasses.asdict(manifest)}, indent=2))
+
+
+def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
+    from ..exporters.to_tensorrt import EngineOptions
+
+    only_engine = ("flavour", "workspace", "refittable", "version_compatible", "hardware_compatible", "timing_cache")
+    given = [name for name in only_engine if getattr(arguments, name)]
+    if given and not arguments.trt:
+        raise InputError(f"--{given[0].replace('_', '-')} is a matter of the engine: add --trt")
+    options = {name: getattr(arguments, name) for name in only_engine if name != "flavour"}
+    return EngineOptions(batch=tuple(arguments.batch), **options)
+
+
+def _triton_options(arguments: argparse.Namespace) -> TritonOptions | None:
+    from ..exporters.to_triton import TritonOptions
+
+    only_triton = ("name", "triton_backend", "instances", "max_delay")
+    given = [name for name in only_triton if getattr(arguments, name) is not None]
+    if arguments.triton:
+        options = {name.removeprefix("triton_"): getattr(arguments, name) for name in given}
+        return TritonOptions(arguments.triton, **options)
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')} is a matter of Triton: add --triton REPO")
+    return None
 
 
 def _bytes(text: str) -> int:

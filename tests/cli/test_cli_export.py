@@ -135,6 +135,27 @@ def test_data_is_compared_on_too(model: Path) -> None:
     assert parity["rows"] == len(bundle.golden()[0]) + 5
 
 
+def test_a_model_repository_is_written_from_the_bundle(model: Path, capsys: Capture) -> None:
+    assert main([str(model), "--triton", "models", "--batch", "1", "8", "32"]) == 0
+    title, entry, *_ = capsys.readouterr().out.splitlines()
+    assert (title, entry) == ("model.pt → model/", f"model → {Path.cwd()}/models/model/1/")
+    assert open_bundle("model").manifest.artifacts[0].layout == "batch-major"
+    assert Path("models/model/1/model.onnx").read_bytes() == Path("model/model.onnx").read_bytes()
+    assert "max_batch_size: 32" in Path("models/model/config.pbtxt").read_text()
+
+
+def test_options_reach_the_model_repository(model: Path, capsys: Capture) -> None:
+    options = ["--name", "kan", "--triton-backend", "python", "--instances", "2", "--max-delay", "0.001"]
+    for _ in range(2):
+        assert main([str(model), "--triton", "models", *options, "--json"]) == 0
+        entry = json.loads(capsys.readouterr().out)["triton"]
+    assert Path(entry) == Path.cwd() / "models/kan/2"
+    assert open_bundle(f"{entry}/bundle").manifest.artifacts[0].layout == "batch-last"
+    config = Path("models/kan/config.pbtxt").read_text()
+    assert "count: 2" in config
+    assert "max_queue_delay_microseconds: 1000" in config
+
+
 # --- exit codes
 
 
@@ -170,6 +191,16 @@ def test_wrong_usage_is_2(model: Path, arguments: list[str]) -> None:
         (["model.pt", "--grid", "5"], "model.pt holds its own grid and order: leave out --grid and --order"),
         (["model.pt", "-o", "folder"], "exists and is not a bundle: it is left alone. Choose another place with -o"),
         (["model.pt", "--data", "nothing.csv"], "nothing.csv is not there: expected a data file"),
+        (["model.pt", "--triton-backend", "python"], "--triton-backend is a matter of Triton: add --triton REPO"),
+        (["model.pt", "--max-delay", "0"], "--max-delay is a matter of Triton: add --triton REPO"),
+        (["model.pt", "--triton", "models", "--instances", "0"], "instances must be at least 1, got 0"),
+        (["model.pt", "--triton", "models", "--name", "a b"], "got 'a b': give --name"),
+        (
+            ["model.pt", "--triton", "models", "--layout", "batch-last"],
+            "joins requests along axis 0, and batch-last has",
+        ),
+        (["model.pt", "--triton", "models", "-o", "models/kan"], "lie in one another"),
+        (["model.pt", "--triton", ".", "--name", "folder"], "lie in one another"),
     ],
 )
 def test_bad_input_is_2_and_one_line(model: Path, capsys: Capture, arguments: list[str], message: str) -> None:
