@@ -77,7 +77,9 @@ class SessionBackend:
         return from_graph(y, layout, precision)
 
     def _run_bound(self, rows: Rows) -> Rows:
-        idle = self._idle.setdefault(len(rows), [])
+        idle = self._idle.get(len(rows))
+        if idle is None:
+            idle = self._idle.setdefault(len(rows), [])
         try:
             bound = idle.pop()  # lists are thread-safe: no two threads get the same
         except IndexError:

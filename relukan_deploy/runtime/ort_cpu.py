@@ -18,7 +18,7 @@ from .runner import Backend
 __all__ = ["level_for", "open_backend"]
 
 # Numbers in a layer's basis that fill a core's cache: 1 MiB of float32, the size of an L2. Measured with
-# benchmarks/chunks.py: larger batches run up to 1.7 times as fast in parts of this size.
+# benchmarks/runner.py: large batches run up to 1.7 times as fast in parts of this size.
 _CHUNK_ELEMENTS = 1 << 18
 _LEAST_CHUNK_ROWS = 64
 _TRIAL_ROWS = 1024
