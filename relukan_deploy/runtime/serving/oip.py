@@ -8,12 +8,11 @@ they are, in a JSON answer they are null, and a JSON request cannot hold them.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import reprlib
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -45,8 +44,7 @@ _NUMBERS = {float, int}  # and not bool, which numpy would take for one
 _brief = reprlib.repr  # of what came, however large it is
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """The form in which a request wants its answer.
 
     Attributes:
@@ -59,8 +57,7 @@ class Wanted:
     binary: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """What a request says.
 
     Attributes:
@@ -153,7 +150,7 @@ def check_input(name: Any, datatype: Any, shape: Any, in_features: int) -> int:
 
 
 def rows_from_numbers(data: Any, rows: int, in_features: int) -> Rows:
-    """Rows from a list of numbers, flat or nested as its shape is.
+    """Rows from a list of numbers, flat or nested as its shape is; read-only.
 
     Raises:
         InputError: it holds another count, or something that is no FP32 number.
@@ -173,14 +170,14 @@ def rows_from_numbers(data: Any, rows: int, in_features: int) -> Rows:
     if not kinds <= _NUMBERS:
         raise InputError(f"data of input {INPUT!r} must hold numbers; NaN and infinity need the binary form")
     try:
-        with np.errstate(over="raise"):
-            return np.array(data, np.float32).reshape(rows, in_features)
-    except FloatingPointError:
+        raw = struct.pack(f"<{len(data)}f", *data)  # unlike numpy, it notices what does not fit
+    except OverflowError:
         raise InputError(f"data of input {INPUT!r} holds a number beyond the range of FP32") from None
+    return np.frombuffer(raw, _WIRE).reshape(rows, in_features)
 
 
 def rows_from_bytes(raw: bytes | memoryview, rows: int, in_features: int) -> Rows:
-    """Rows from little-endian floats, row after row; read-only where nothing had to be copied.
+    """Rows from little-endian floats, row after row; read-only unless they had to be copied.
 
     Raises:
         InputError: the shape takes another number of bytes.

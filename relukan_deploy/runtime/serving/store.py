@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from ..guard import Nonfinite, OutOfDomain
 from ..load import load
 from ..runner import Runner
 
-__all__ = ["Answer", "Model", "NotReady", "Observer", "Options", "Store", "UnknownModel"]
+__all__ = ["Answer", "Model", "NotReady", "Observer", "Options", "Store", "UnknownModel", "by_name"]
 
 logger = logging.getLogger("relukan_deploy.serving")
 
@@ -80,8 +80,7 @@ class Model:
         self.runner.close()
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer ``(rows, out)``, and the model that gave it."""
 
     model: Model
@@ -131,6 +130,7 @@ class Store:
         self._paths = {name: Path(path) for name, path in bundles.items()}
         self._models: dict[str, Model] = {}
         self._seen: dict[str, Signature | None] = {}
+        self._died: set[str] = set()  # models whose batcher has died, to be opened anew
         self._replacing = threading.Lock()
         self._observer = observer
         self._stop = threading.Event()
@@ -148,6 +148,7 @@ class Store:
                 self._require_not_closed()
                 self._seen[name] = _signature(path)
                 self._models[name] = self._open(name, open_bundle(path))
+            self._require_not_closed()
         except BaseException:
             self.close()
             raise
@@ -185,10 +186,10 @@ class Store:
         if self._stop.is_set():
             return False
         if name is None:
-            return len(self._models) == len(self._paths)
+            return len(self._models) == len(self._paths) and not self._died
         with contextlib.suppress(NotReady):
             self.get(name, version)
-            return True
+            return name not in self._died
         return False
 
     async def infer(self, model: Model, x: Rows, *, version: str | None = None, timeout: float | None = None) -> Answer:
@@ -202,7 +203,8 @@ class Store:
                 return Answer(model, await model.batcher(x, timeout=timeout))
             except ServiceClosed:
                 successor = self.get(model.name, version)
-                if successor is model:  # closed, and not replaced
+                if successor is model:  # not replaced, so all is closed, or its batcher has died
+                    self._died.add(model.name)
                     raise
                 model = successor
 
@@ -262,7 +264,7 @@ class Store:
         while not self._stop.wait(poll_seconds):
             for name, path in self._paths.items():
                 signature = _signature(path)
-                if signature is None or signature == self._seen[name]:
+                if signature is None or (signature == self._seen[name] and name not in self._died):
                     continue  # nothing new, or the folder is just being replaced
                 try:
                     self._replace(name, signature)
@@ -285,7 +287,7 @@ class Store:
             old = self._models[name]
             try:
                 bundle = open_bundle(self._paths[name])
-                if bundle.manifest == old.manifest:
+                if bundle.manifest == old.manifest and name not in self._died:
                     return False
                 new = self._open(name, bundle)
             except Exception:
@@ -293,6 +295,7 @@ class Store:
                     self._observer.reloaded(name, False)
                 raise
             self._models[name] = new
+            self._died.discard(name)
         logger.info("%s: version %s is served, on %s", name, new.version, new.runner.backend)
         if self._observer is not None:
             self._observer.reloaded(name, True)
@@ -308,3 +311,10 @@ def _signature(path: Path) -> Signature | None:
     except OSError:
         return None
     return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def by_name(bundles: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
+    """Bundles by the names under which they are served; a single path has its folder's name."""
+    if isinstance(bundles, Mapping):
+        return {name: Path(path) for name, path in bundles.items()}
+    return {Path(os.path.abspath(bundles)).name: Path(bundles)}  # not resolved: a link is named as it is seen
