@@ -17,6 +17,7 @@ import datetime
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,8 @@ MANIFEST, ONNX, ENGINE, GOLDEN = "manifest.json", "model.onnx", "model.engine", 
 SCHEMA_VERSION = 1
 _FORMAT = "relukan-deploy bundle"
 _NO_DIGEST = "0" * 64
+_MOST_MANIFEST_BYTES = 1 << 26  # a name of 60 characters for each of a million inputs
+_MOST_GOLDEN_BYTES = 1 << 30
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # leads nowhere else
 
 ArtifactKind = Literal["onnx", "tensorrt", "tensorrt-rtx"]
@@ -143,6 +146,10 @@ class Bundle:
             BundleError: golden.npz does not fit the network.
         """
         try:
+            with zipfile.ZipFile(io.BytesIO(self.contents[GOLDEN])) as archive:  # nothing is unpacked yet
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > _MOST_GOLDEN_BYTES:
+                raise ValueError(f"it unpacks to {size} bytes, expected at most {_MOST_GOLDEN_BYTES}")
             with np.load(io.BytesIO(self.contents[GOLDEN]), allow_pickle=False) as arrays:
                 x, y = arrays["x"], arrays["y"]
         except Exception as error:  # numpy and zipfile raise nearly anything here
@@ -249,6 +256,9 @@ def _read_manifest(path: Path) -> bytes:
     if not path.is_dir():
         raise BundleError(f"{path} is not a bundle: expected the folder that relukan-export wrote")
     try:
+        size = (path / MANIFEST).stat().st_size
+        if size > _MOST_MANIFEST_BYTES:
+            raise BundleError(f"{path / MANIFEST} has {size} bytes, expected at most {_MOST_MANIFEST_BYTES}")
         return (path / MANIFEST).read_bytes()
     except OSError as error:
         raise BundleError(f"{path} is not a bundle: it has no readable {MANIFEST} ({error.strerror})") from error
@@ -308,6 +318,9 @@ def _check(manifest: Manifest) -> None:
     ):
         if names is not None and len(names) != count:
             raise ValueError(f"{what} has {len(names)} entries, expected {count}")
+    for interval in manifest.domain:
+        if interval is not None and not interval[0] < interval[1]:
+            raise ValueError(f"the domain holds {interval}, expected low < high")
     for artifact in manifest.artifacts:
         if artifact.kind != "onnx" and not (artifact.batch and 1 <= artifact.batch[0] <= artifact.batch[2]):
             raise ValueError(f"{artifact.file} has the batch sizes {artifact.batch}")

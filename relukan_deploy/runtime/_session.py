@@ -51,6 +51,12 @@ class SessionBackend:
         self._idle: dict[int, list[_Bound]] = {}
 
     def run(self, rows: Rows) -> Rows:
+        try:
+            return self._run(rows)
+        except Exception as error:  # onnxruntime has a dozen exceptions without a common base
+            raise BundleError(f"ONNX Runtime could not run {self._artifact.file}: {error}") from error
+
+    def _run(self, rows: Rows) -> Rows:
         count = len(rows)
         if 0 < count <= _MOST_BOUND_ROWS and self._artifact.precision == "fp32":
             return self._run_bound(rows)

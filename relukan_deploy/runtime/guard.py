@@ -56,6 +56,10 @@ class Guard:
             "raise" refuses the call. "clip" moves the value to the edge of the domain.
         nonfinite: "count", or "raise" to refuse a call with NaN or infinity in it.
 
+    Attributes:
+        refuses: whether `inspect` may raise.
+        only_counts: whether what happens to the rows does not depend on it.
+
     Raises:
         InputError: a policy is not one of these.
     """
@@ -68,6 +72,7 @@ class Guard:
             if value not in choices:
                 raise InputError(f"{name} must be {', '.join(choices)}, got {value!r}")
         self.refuses = "raise" in (out_of_domain, nonfinite)
+        self.only_counts = not self.refuses and out_of_domain != "clip"
         self._out_of_domain = out_of_domain
         self._nonfinite = nonfinite
         self._names = manifest.columns or tuple(f"x{index}" for index in range(manifest.in_features))
