@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +18,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-FOLDER = Path(__file__).parent.parent.parent / "docs/kubernetes"
+REPOSITORY = Path(__file__).parent.parent.parent
+FOLDER = REPOSITORY / "docs/kubernetes"
 OLDEST = "1.30"  # the first that knows a sleep before the end
 
 
@@ -40,6 +46,8 @@ MANIFESTS = [
 ]
 CUSTOM = [manifest for manifest in MANIFESTS if manifest.kind in ("InferenceService", "RayService")]
 DEPLOYMENTS = [manifest for manifest in MANIFESTS if manifest.kind == "Deployment"]
+
+SERVERS = [deployment for deployment in DEPLOYMENTS if deployment.file.startswith("relukan-serve")]
 
 
 def beside(manifest: Manifest, kind: str) -> list[dict[str, Any]]:
@@ -86,9 +94,10 @@ def test_the_pods_in_a_custom_resource_are_pods(manifest: Manifest) -> None:
         kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manifest", CUSTOM, ids=lambda manifest: manifest.name)
 def test_its_operator_takes_it(manifest: Manifest) -> None:
-    """Against the CustomResourceDefinitions of KServe and KubeRay, which no package index has."""
+    """Against the CustomResourceDefinitions of KServe and KubeRay, which no package holds."""
     folder = os.environ.get("RELUKAN_CRDS")
     if not folder:
         pytest.skip(f"the schema of {manifest.kind} is not here: set RELUKAN_CRDS to a folder with its definition")
@@ -151,6 +160,78 @@ def test_metrics_are_scraped_from_a_port_of_the_container(deployment: Manifest) 
     annotations = deployment.content["spec"]["template"]["metadata"]["annotations"]
     ports = {str(port["containerPort"]) for port in container_of(deployment)["ports"]}
     assert annotations["prometheus.io/port"] in ports
+
+
+@pytest.mark.parametrize("deployment", SERVERS, ids=lambda manifest: manifest.name)
+def test_relukan_serve_takes_the_arguments_and_listens_on_the_port(
+    deployment: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = pytest.importorskip("relukan_deploy.runtime.serving.server")
+    from relukan_deploy.cli.serve import main
+
+    asked: list[Any] = []
+    monkeypatch.setattr(server, "serve", asked.append)
+    container = container_of(deployment)
+    assert main(container["args"]) == 0
+    assert asked[0].host == "0.0.0.0"
+    assert asked[0].http_port == container["ports"][0]["containerPort"]
+
+
+@pytest.mark.parametrize("deployment", SERVERS, ids=lambda manifest: manifest.name)
+def test_what_has_come_is_answered_before_the_pod_is_killed(deployment: Manifest) -> None:
+    server = pytest.importorskip("relukan_deploy.runtime.serving.server")
+    spec = deployment.content["spec"]["template"]["spec"]
+    before = container_of(deployment)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] >= before + server._PATIENCE + 10
+
+
+def test_triton_knows_the_arguments() -> None:
+    found = list(REPOSITORY.glob(".venv-triton/lib/*/site-packages/pytriton/tritonserver/bin/tritonserver"))
+    if not found:
+        pytest.skip("Triton is not here: benchmarks/triton/setup.sh .venv-triton")
+    environment = os.environ | {"LD_LIBRARY_PATH": str(found[0].parents[3] / "nvidia_pytriton.libs")}
+    said = subprocess.run([found[0], "--help"], env=environment, capture_output=True, text=True, timeout=60)
+    known = set(re.findall(r"^ +(--[a-z-]+)", said.stdout + said.stderr, re.MULTILINE))
+    (deployment,) = (manifest for manifest in DEPLOYMENTS if manifest.file == "triton.yaml")
+    (service,) = (manifest.content for manifest in CUSTOM if manifest.kind == "InferenceService")
+    arguments = [*container_of(deployment)["args"][1:], *service["spec"]["predictor"]["model"]["args"]]
+    assert {argument.split("=")[0] for argument in arguments} <= known
+
+
+ASK_RAY = """
+import json, sys
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
+config, name, source = json.load(sys.stdin)
+ServeDeploySchema(**config)
+namespace = {}
+exec(source, namespace)
+assert isinstance(namespace[name], serve.Application), namespace[name]
+"""
+
+
+@pytest.mark.slow
+def test_ray_takes_the_configuration_and_the_module_that_it_names(bundle_path: Path) -> None:
+    beside_the_tests = REPOSITORY / ".venv-ray/bin/python"  # where it is not among the other packages
+    python = (
+        sys.executable if importlib.util.find_spec("ray") else beside_the_tests if beside_the_tests.exists() else None
+    )
+    if python is None:
+        pytest.skip("Ray is not installed")
+    (service,) = (manifest for manifest in CUSTOM if manifest.kind == "RayService")
+    (config_map,) = beside(service, "ConfigMap")
+    config = yaml.safe_load(service.content["spec"]["serveConfigV2"])
+    module, _, name = config["applications"][0]["import_path"].partition(":")
+    source = config_map["data"][f"{module}.py"].replace("/models/model", str(bundle_path))
+    asked = json.dumps([config, name, source])
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([python, "-c", ASK_RAY], input=asked, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_names_every_file() -> None:
+    page = FOLDER.with_suffix(".md").read_text()
+    assert sorted(re.findall(r"\]\(kubernetes/(.*?)\)", page)) == sorted({manifest.file for manifest in MANIFESTS})
 
 
 def test_the_autoscaler_scales_the_deployment_and_has_replicas_to_itself() -> None:
