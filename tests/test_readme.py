@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@contextlib.contextmanager
+def serving(command: list[str], folder: Path) -> Iterator[str]:
+    """Runs a server on a free port, and gives its address."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    server = subprocess.Popen(
+        [*command, "--http-port", "0"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        ready = next(line for line in server.stdout if "is ready" in line)
+        yield ready.rpartition("//")[2].strip()
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+
+
 def run(command: list[str], folder: Path) -> str:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
@@ -39,18 +58,28 @@ def run(command: list[str], folder: Path) -> str:
 
 @pytest.mark.slow
 def test_the_commands_run_one_after_another(folder: Path) -> None:
-    commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ relukan-")]
-    assert commands, "the README shows no commands"
-    for command in commands:
+    *others, serve, ask = (
+        line[2:]
+        for block in blocks("console")
+        for line in block.splitlines()
+        if line.startswith(("$ relukan-", "$ curl"))
+    )
+    for command in others:
         run(shlex.split(command), folder)
     assert (folder / "model" / "model.engine").is_file()
+    with serving(shlex.split(serve), folder) as url:
+        answer = json.loads(run(shlex.split(ask.replace("localhost:8000", url)), folder))
+    (block,) = (block for block in blocks("console") if "curl" in block)
+    shown = json.loads(block.splitlines()[-1])
+    shown["outputs"][0]["data"] = answer["outputs"][0]["data"]  # which depend on the training
+    assert answer == shown
 
 
 @pytest.mark.slow
 def test_the_python_runs(folder: Path) -> None:
-    (block,) = blocks("python")
-    printed = run([sys.executable, "-W", "error", "-c", block], folder)
-    assert "(1000, 1)" in printed
+    printed = [run([sys.executable, "-W", "error", "-c", block], folder) for block in blocks("python")]
+    assert "(1000, 1)" in printed[0]
+    assert "1000 requests in" in printed[1]
 
 
 def test_every_make_target_it_names_exists() -> None:

@@ -6,16 +6,16 @@ import copy
 import hashlib
 import json
 import random
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mutations import MUTATIONS, VALUES, damaged, rounds
 
 from relukan_deploy.bundle import open_bundle
 from relukan_deploy.errors import BundleError, RelukanError
@@ -25,65 +25,6 @@ from relukan_deploy.spec import KanSpec
 pytestmark = pytest.mark.slow
 
 Sign = Callable[[Path, dict[str, Any]], None]
-
-MUTATIONS = 10_000
-GROWTH = 32 << 20  # bytes by which memory may differ after the first half
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-def rounds(seed: int) -> Iterator[random.Random]:
-    """A source of chance for each mutation; fails if the second half took more memory than the first."""
-    before = 0
-    for index in range(MUTATIONS):
-        if index == MUTATIONS // 2:
-            before = resident_bytes()
-        yield random.Random(seed * MUTATIONS + index)
-    assert resident_bytes() - before < GROWTH
-
-
-def damaged(data: bytes, chance: random.Random) -> bytes:
-    """The bytes with a few changed, missing, repeated or put in."""
-    made = bytearray(data)
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(made) + 1)
-        kind = chance.randrange(5)
-        if kind == 0 and at < len(made):
-            made[at] = chance.randrange(256)
-        elif kind == 1 and at < len(made):
-            made[at] ^= 1 << chance.randrange(8)
-        elif kind == 2:
-            del made[at : at + chance.randint(1, 40)]
-        elif kind == 3:
-            made[at:at] = made[at : at + chance.randint(1, 40)]
-        else:
-            made[at:at] = chance.randbytes(chance.randint(1, 12))
-    return bytes(made)
-
-
-VALUES = (
-    None,
-    True,
-    -1,
-    0,
-    1,
-    2,
-    2**31,
-    2**63,
-    -(2**70),
-    1e308,
-    0.5,
-    "",
-    "x",
-    "../../etc/passwd",
-    [],
-    {},
-    [[]],
-    {"a": 1},
-)
 
 
 def with_another_value(content: dict[str, Any], chance: random.Random) -> dict[str, Any]:
