@@ -30,7 +30,7 @@ class Gpu:
 
 
 def open_device() -> Any:
-    """The first GPU as a `cuda.core.Device`, current in this thread.
+    """The first GPU as a `cuda.core.Device`. What was current in this thread is so again afterwards.
 
     Raises:
         MissingDeviceError: there is no driver or no GPU.
@@ -46,9 +46,13 @@ def open_device() -> Any:
         from cuda.core import Device
     except ImportError as error:
         raise MissingDependencyError("Running an engine", "cuda-core", "rtx") from error
+    from cuda.bindings import driver
+
     try:
         device = Device(0)
-        device.set_current()
+        _, before = driver.cuCtxGetCurrent()
+        device.set_current()  # until then cuda-core makes nothing on it
+        driver.cuCtxSetCurrent(before)
     except Exception as error:  # no device, or a broken driver: each has an error of its own
         raise MissingDeviceError(f"an engine runs on an NVIDIA GPU, and none could be opened: {error}") from error
     return device

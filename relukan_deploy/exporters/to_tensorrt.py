@@ -221,6 +221,11 @@ def _configure(trt: ModuleType, config: Any, precision: Precision, options: Engi
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    # What a runtime needs to replay a batch as a CUDA graph, with a context for each batch size.
+    if hasattr(flag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX
+        config.set_flag(flag.REQUIRE_USER_ALLOCATION)
+    if hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):  # from 10 on it is always so
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     # Nothing in these graphs gains from cuBLAS or cuDNN, and without them an engine needs neither.
     sources = config.get_tactic_sources()
     for name in ("CUBLAS", "CUBLAS_LT", "CUDNN"):

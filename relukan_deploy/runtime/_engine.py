@@ -1,133 +1,152 @@
-"""What the two TensorRT backends share: one execution context, its stream and its buffers.
-
-Device memory and streams come from cuda-core, NVIDIA's own, so neither torch nor pycuda is needed.
-"""
+"""What the two TensorRT backends share: calls from any thread, on host memory or on the GPU's."""
 
 from __future__ import annotations
 
-import ctypes
+import functools
+import logging
+import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from .._tensorrt import Flavour, import_tensorrt, make_logger
+from .._tensorrt import Flavour
 from ..bundle import Artifact
-from ..errors import BundleError, InputError
-from ..gpu import open_device
-from .runner import as_rows, element_dtype, from_graph, parts, to_graph
+from ..errors import RelukanError
+from ._arrays import Arrays
+from ._cuda import Cuda
+from ._graphs import buckets, cut
+from ._lane import Lane, Lanes
+from ._plan import Plan
+from .runner import Rows
 
-__all__ = ["EngineRunner"]
+__all__ = ["EngineBackend"]
+
+logger = logging.getLogger("relukan_deploy.runtime")
+
+_LANES = 4  # calls at a time; Python's own part of a call leaves more with nothing to do
 
 
-class EngineRunner:
-    """A `Runner` around a TensorRT engine.
+class EngineBackend:
+    """A `Backend` around a TensorRT engine.
 
-    Larger batches than the engine's largest are cut into several, smaller ones than its smallest
-    are filled up.
+    A call copies to the GPU, runs and copies back, as one CUDA graph from the second call of its batch
+    size on. The first one of a size takes longer, and meanwhile CUDA refuses what synchronises the
+    whole device, on any thread: so send the sizes that are expected before the traffic starts.
+
+    Args:
+        name: of the TensorRT.
+        plan: the serialised engine.
+        artifact: the engine in its bundle.
+        in_features, out_features: sizes of a row in and out.
+        graphs: False makes no graphs, to see what they bring.
+        constants: in the place of the engine's own.
+
+    Raises:
+        MissingDependencyError, MissingDeviceError: TensorRT, cuda-core or a GPU is missing.
+        BundleError: the engine is for another TensorRT or GPU.
+        InputError: there are constants, and the engine does not take them.
     """
 
-    def __init__(self, backend: Flavour, plan: bytes, artifact: Artifact, in_features: int, out_features: int) -> None:
+    def __init__(
+        self,
+        name: Flavour,
+        plan: bytes,
+        artifact: Artifact,
+        in_features: int,
+        out_features: int,
+        *,
+        graphs: bool = True,
+        constants: Mapping[str, NDArray[np.float64]] | None = None,
+    ) -> None:
         assert artifact.batch is not None  # engines always have a profile
-        self.name: str = backend
-        self.artifact = artifact
-        self.in_features = in_features
-        self.out_features = out_features
-        self._least, _, self._most = artifact.batch
-        self._device = open_device()
-        trt = import_tensorrt(backend, "Running an engine")
-        self._stream = self._device.create_stream()
-        self._logger = make_logger(trt)
-        runtime = trt.Runtime(self._logger)
-        if artifact.details.get("version_compatible"):
-            runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
-        self._engine: Any = runtime.deserialize_cuda_engine(plan)
-        self._context: Any = self._engine.create_execution_context() if self._engine else None
-        if self._context is None:
-            built = artifact.details
-            raise BundleError(
-                f"{artifact.file} was built by {artifact.kind} {built.get('version')} for "
-                f"{built.get('gpu') or 'any GPU it supports'}, and {backend} {trt.__version__} on {self._device.name} "
-                "cannot load it: build it here with relukan-export --trt. "
-                f"TensorRT said: {' '.join(self._logger.errors) or 'nothing'}"
-            )
-        itemsize = element_dtype(artifact.precision).itemsize
-        self._input = _Staging(self._device, self._stream, self._most * in_features * itemsize)
-        self._output = _Staging(self._device, self._stream, self._most * out_features * itemsize)
+        self.name: str = name
+        self._again = functools.partial(EngineBackend, name, plan, artifact, in_features, out_features, graphs=graphs)
+        self._out_features = out_features
+        self._sizes = buckets(artifact.batch[0], artifact.batch[2])
+        self._cuda = cuda = Cuda()
+        with cuda:
+            opened = Plan(name, plan, artifact, in_features, out_features, cuda)
+            if constants is not None:
+                opened.refit(constants)
+        self._arrays = Arrays(artifact, in_features, out_features, cuda.device.device_id)
+        complain = _Complaints(name) if graphs else None
+        make = functools.partial(_make_lane, cuda, opened, artifact, in_features, out_features, complain)
+        self._lanes = Lanes(make, _LANES, f"this runner of {artifact.file} is closed: load the bundle again")
+        # Also when nobody refers to it any more, and before Python ends: graphs first, then what they use.
+        self._close = weakref.finalize(self, _close, cuda, self._lanes, opened)
 
-    def run(self, x: ArrayLike) -> NDArray[np.float32]:
-        if self._context is None:
-            raise InputError(f"this runner of {self.artifact.file} is closed: load the bundle again")
-        rows = as_rows(x, self.in_features)
-        result = np.empty((len(rows), self.out_features), np.float32)
-        self._device.set_current()  # CUDA's current device belongs to the calling thread
-        for part in parts(len(rows), self._most):
-            result[part] = self._run(rows[part])
+    def run(self, rows: Rows) -> Rows:
+        result = np.empty((len(rows), self._out_features), np.float32)
+        lane = self._lanes.take()
+        try:
+            with self._cuda:
+                for part, size in cut(len(rows), self._sizes):
+                    lane.run(rows[part], result[part], size)
+        finally:
+            self._lanes.give(lane)
         return result
 
-    def _run(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        count = len(rows)
-        if count < self._least:
-            rows = np.concatenate([rows, np.repeat(rows[-1:], self._least - count, axis=0)])
-        layout, precision = self.artifact.layout, self.artifact.precision
-        value = to_graph(rows, layout, precision)
-        shape = (1, self.out_features, 1, len(rows)) if layout == "batch-last" else (len(rows), self.out_features, 1)
+    def run_on_device(self, x: Any, out: Any = None) -> Any:
+        """y ``(batch, out)`` on the GPU, for x ``(batch, in)`` there.
 
-        self._input.host(value.shape, value.dtype)[...] = value
-        self._input.to_device(value.nbytes)
-        self._logger.errors.clear()
-        fits = self._context.set_input_shape("x", value.shape)
-        self._context.set_tensor_address("x", self._input.address)
-        self._context.set_tensor_address("y", self._output.address)
-        if not (fits and self._context.execute_async_v3(int(self._stream.handle))):
-            raise BundleError(f"{self.name} could not run a batch of {len(rows)}: " + " ".join(self._logger.errors))
-        self._output.to_host(int(np.prod(shape)) * value.itemsize)
-        self._stream.sync()
-        return from_graph(self._output.host(shape, value.dtype), layout, precision)[:count]
+        Work is enqueued on the current stream of x's library, as the library's own operations are, and
+        the call does not wait for it. Nothing is copied where x is of the engine's type (float32, or
+        float16 or bfloat16) and in its memory order: for a batch-last engine x.T is contiguous, for a
+        batch-major one x is. y is of that type and in that order too. A batch that comes again at the
+        same addresses is replayed as a CUDA graph.
 
-    def with_constants(self, constants: Any) -> Any:
-        raise NotImplementedError
+        Args:
+            x: of torch or cupy; or another library's with `__dlpack__` or `__cuda_array_interface__`,
+                which is taken through cupy or torch, and waited for.
+            out: where to write y, an array of the same library. None makes one.
 
-    def close(self) -> None:
-        if self._context is None:
-            return
-        self._device.set_current()
-        self._context = self._engine = None
-        self._input.close()
-        self._output.close()
-        self._stream.close()
+        Raises:
+            InputError: x or out is of another shape, not of floats, or not on this GPU; their library
+                lacks the engine's type; somebody captures the stream; or the runner is closed.
+        """
+        return self._arrays.answer(x, out, self._enqueue)
 
-
-class _Staging:
-    """A pinned host buffer and a device buffer of the same size, and copies between them."""
-
-    def __init__(self, device: Any, stream: Any, size: int) -> None:
-        from cuda.core import LegacyPinnedMemoryResource
-
-        self._stream = stream
-        self._host = LegacyPinnedMemoryResource().allocate(size)
-        self._device = device.allocate(size, stream=stream)
-        # By its address and not by DLPack, whose arrays numpy makes read-only in some versions.
-        memory = (ctypes.c_uint8 * size).from_address(int(self._host.handle))
-        self._bytes: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
-        self.address = int(self._device.handle)
-
-    def host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """The first bytes of the host buffer, as an array."""
-        return self._bytes[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
-
-    def to_device(self, size: int) -> None:
-        self._part(self._device, size).copy_from(self._part(self._host, size), stream=self._stream)
-
-    def to_host(self, size: int) -> None:
-        self._part(self._host, size).copy_from(self._part(self._device, size), stream=self._stream)
-
-    def _part(self, buffer: Any, size: int) -> Any:
-        from cuda.core import Buffer
-
-        return buffer if size == buffer.size else Buffer.from_handle(buffer.handle, size, owner=buffer)
+    def with_constants(self, constants: Mapping[str, NDArray[np.float64]]) -> EngineBackend:
+        return self._again(constants=constants)
 
     def close(self) -> None:
-        del self._bytes
-        self._device.close()
-        self._host.close()
+        self._close()
+
+    def _enqueue(self, rows: int, x: int, y: int, stream: int) -> None:
+        lane = self._lanes.take()
+        try:
+            with self._cuda:
+                lane.run_on_device(rows, x, y, stream)
+        finally:
+            self._lanes.give(lane)
+
+
+class _Complaints:
+    """Says each reason why there are no graphs once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._said: set[str] = set()
+
+    def __call__(self, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            logger.warning("%s runs without a CUDA graph, and calls take longer: %s", self._name, reason)
+
+
+def _make_lane(cuda: Cuda, *arguments: Any) -> Lane:
+    with cuda:
+        try:
+            return Lane(cuda, *arguments)
+        except RelukanError:
+            raise
+        except Exception as error:  # cuda-core's own errors
+            raise RelukanError(f"{cuda.device.name} has no room for another call: {error}") from error
+
+
+def _close(cuda: Cuda, lanes: Lanes, plan: Plan) -> None:
+    with cuda:
+        lanes.close()
+        plan.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..bundle import Artifact
-from ._engine import EngineRunner
-from .runner import Backend
+from ._engine import EngineBackend
 
 __all__ = ["open_backend"]
 
 
-def open_backend(plan: bytes, artifact: Artifact, in_features: int, out_features: int, *, threads: int = 1) -> Backend:
+def open_backend(
+    plan: bytes, artifact: Artifact, in_features: int, out_features: int, *, threads: int | Literal["auto"] = 1
+) -> EngineBackend:
     """An engine that `tensorrt_rtx` built; it finishes compiling here, on this GPU.
 
     Raises:
@@ -17,4 +20,4 @@ def open_backend(plan: bytes, artifact: Artifact, in_features: int, out_features
         MissingDeviceError: there is no GPU or no driver.
         BundleError: the engine is for another TensorRT-RTX, or the GPU is not one it supports.
     """
-    return EngineRunner("tensorrt-rtx", plan, artifact, in_features, out_features)
+    return EngineBackend("tensorrt-rtx", plan, artifact, in_features, out_features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import types
@@ -75,7 +76,7 @@ def test_an_explicit_backend_fails_instead_of_falling_back(engine_bundle_path: P
 def test_an_explicit_backend_without_its_package_says_what_to_install(
     engine_bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relukan_deploy.runtime._engine.open_device", object)  # as if there were a GPU
+    monkeypatch.setattr("relukan_deploy.runtime._engine.Cuda", contextlib.nullcontext)  # as if there were a GPU
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'relukan-deploy\[rtx\]'"):
         load(engine_bundle_path, backend="tensorrt-rtx")
@@ -84,7 +85,7 @@ def test_an_explicit_backend_without_its_package_says_what_to_install(
 def test_a_missing_package_is_passed_over_with_the_same_advice(
     engine_bundle_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("relukan_deploy.runtime._engine.open_device", object)  # as if there were a GPU
+    monkeypatch.setattr("relukan_deploy.runtime._engine.Cuda", contextlib.nullcontext)  # as if there were a GPU
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert load(engine_bundle_path).backend.startswith("onnxruntime")
     assert "pip install 'relukan-deploy[rtx]'" in caplog.text
