@@ -49,6 +49,7 @@ class LoopCall:
             return False
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
+            future.exception()  # or asyncio logs it, where a task cancelled in this moment never looks
         else:
             future.set_result(outcome)
         return True

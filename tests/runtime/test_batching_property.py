@@ -1,12 +1,14 @@
-"""Results of a `Batcher` are never swapped, whoever asks, for however many rows, on however many loops."""
+"""`Batcher` under many callers: results are never swapped, and nobody is forgotten."""
 
 from __future__ import annotations
 
 import asyncio
+import collections
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import relukan_deploy
-from relukan_deploy.errors import QueueFull
+from relukan_deploy.errors import DeadlineExceeded, QueueFull
 from relukan_deploy.runtime import Runner
 from relukan_deploy.runtime.batching import Batcher
 
@@ -72,14 +74,14 @@ class Callers:
         loop.close()
 
     def _thread(self, group: Sequence[int], _: NewLoop) -> None:
-        futures: dict[int, Future[Rows]] = {}
+        asked: dict[int, futures.Future[Rows]] = {}
         for index in group:
-            while index not in futures:
+            while index not in asked:
                 try:
-                    futures[index] = self.batcher.submit(self.parts[index])
+                    asked[index] = self.batcher.submit(self.parts[index])
                 except QueueFull:
                     time.sleep(0.001)
-        self.answers |= {index: future.result(60) for index, future in futures.items()}
+        self.answers |= {index: future.result(60) for index, future in asked.items()}
 
 
 def assert_each_has_its_own(callers: Callers, network: Runner) -> None:
@@ -116,3 +118,63 @@ def test_so_do_thousands_at_once_on_a_queue_that_is_often_full(network: Runner, 
         callers = Callers(batcher, x, sizes)
         callers.ask_all(new_loop, loops=3, threads=5)
     assert_each_has_its_own(callers, network)
+
+
+class Impatient:
+    """Callers with little time, who now and then change their minds; they note what becomes of their requests."""
+
+    def __init__(self, batcher: Batcher, rows: Rows) -> None:
+        self.batcher = batcher
+        self.rows = rows
+        self.outcomes: list[str] = []
+
+    def thread(self, seed: int) -> None:
+        generator = random.Random(seed)
+        for _ in range(150):
+            try:
+                future = self.batcher.submit(self._some(generator), timeout=generator.choice([None, 0.0, 1e-4, 60]))
+                if not generator.randrange(4):
+                    future.cancel()
+                future.result(60)
+            except (QueueFull, DeadlineExceeded, futures.CancelledError) as error:
+                self.outcomes.append(type(error).__name__)
+            else:
+                self.outcomes.append("answered")
+
+    def loop(self, seed: int) -> None:
+        asyncio.run(self._tasks(random.Random(seed)))
+
+    async def _tasks(self, generator: random.Random) -> None:
+        tasks = []
+        for _ in range(600):
+            timeout = generator.choice([None, 0.0, 1e-4, 60])
+            tasks.append(asyncio.create_task(self.batcher(self._some(generator), timeout=timeout)))
+            if not generator.randrange(4):
+                await asyncio.sleep(0)
+                generator.choice(tasks).cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            self.outcomes.append("answered" if isinstance(outcome, np.ndarray) else type(outcome).__name__)
+
+    def _some(self, generator: random.Random) -> Rows:
+        return self.rows[: generator.randrange(len(self.rows))]
+
+
+@pytest.mark.parametrize("max_delay", [0.0, 0.001])
+def test_every_request_of_impatient_callers_has_one_outcome_and_is_counted(network: Runner, max_delay: float) -> None:
+    with Batcher(network, max_batch=16, max_delay=max_delay, max_queue=200) as batcher:
+        callers = Impatient(batcher, np.full((10, network.in_features), 0.5, np.float32))
+        targets = [callers.loop, callers.loop, callers.thread, callers.thread, callers.thread]
+        workers = [threading.Thread(target=target, args=(seed,)) for seed, target in enumerate(targets)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        stats = batcher.stats()
+    outcomes = collections.Counter(callers.outcomes)
+    assert len(callers.outcomes) == 2 * 600 + 3 * 150
+    assert set(outcomes) == {"answered", "QueueFull", "DeadlineExceeded", "CancelledError"}
+    assert stats.pending == 0
+    assert stats.full == outcomes["QueueFull"]
+    assert stats.requests >= outcomes["answered"]
+    # A task that is cancelled between its deadline and its next step hears of the cancellation alone.
+    assert 0 <= stats.expired - outcomes["DeadlineExceeded"] <= outcomes["CancelledError"]
