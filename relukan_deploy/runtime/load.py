@@ -77,7 +77,7 @@ def load(
         except RelukanError as error:
             passed_over.append(f"{name}: {error}")
             # Whoever exported an engine expects it to run. A CPU-only ONNX Runtime surprises nobody.
-            level = logging.WARNING if kind != "onnx" else logging.INFO
+            level = logging.WARNING if kind != "onnx" else logging.DEBUG
             logger.log(level, "%s: %s is not used: %s", path, name, error)
             continue
         logger.info("%s: running on %s", path, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..lowering import constants_like
 from ..parity import compare, golden_inputs
 from ..spec import KanSpec, Layout, Precision
+from ._arrays import is_on_gpu
 from .guard import Guard, Stats
 
 if TYPE_CHECKING:
@@ -73,15 +74,29 @@ class Runner:
         self._guard = guard
         self._running: Backend | None = backend
 
-    def __call__(self, x: ArrayLike) -> Rows:
-        """y ``(batch, out)`` float32, an array of its own, for x ``(batch, in)``.
+    def __call__(self, x: Any, out: Any = None) -> Any:
+        """y ``(batch, out)``, an array of its own, for x ``(batch, in)``. Any number of rows, none included.
 
-        Any number of rows, none included. Other real dtypes than float32 are converted.
+        In host memory y is a float32 numpy array; other real dtypes of x than float32 are converted.
+
+        An engine also takes what is on its GPU already: arrays of torch or cupy, and others that have
+        DLPack or `__cuda_array_interface__`. y is then an array of the same library, and both may still
+        be in the making: the engine works on the library's current stream. Nothing is copied where x
+        has the artifact's dtype and, for its layout, the right memory order: "batch-last" wants x.T
+        contiguous, "batch-major" x. The guard does not look at such rows, it would have to wait for them.
+
+        Args:
+            x: the rows.
+            out: on the GPU, where to write y instead of into a new array.
 
         Raises:
-            InputError: x is not ``(batch, in)`` numbers, a policy of `load` refuses a value in it,
-                or the runner is closed.
+            InputError: x is not ``(batch, in)`` numbers, a policy of `load` refuses a value in it, or is
+                to look at values that are on the GPU; or the runner is closed.
         """
+        if type(x) is not np.ndarray and is_on_gpu(x):
+            return self._run_on_device(x, out)
+        if out is not None:
+            raise InputError("out is for arrays on the GPU, and x is in host memory: leave it out")
         return self.run(self.admit(x))
 
     def admit(self, x: ArrayLike) -> Rows:
@@ -94,9 +109,7 @@ class Runner:
 
     def run(self, rows: Rows) -> Rows:
         """The answers ``(batch, out)`` to admitted rows ``(batch, in)``: the second half of a call."""
-        backend = self._running
-        if backend is None:
-            raise InputError(f"this runner of {self.artifact.file} is closed: load the bundle again")
+        backend = self._running or self._closed()
         if not self._guard.refuses:
             rows = self._guard.inspect(rows)
         y = backend.run(rows)
@@ -129,14 +142,14 @@ class Runner:
                 place in the graph, or the engine was built without --refittable.
             ParityError: golden inputs are answered wrongly with the new weights; the old stay.
         """
-        backend = self._running
-        if backend is None:
-            raise InputError(f"this runner of {self.artifact.file} is closed: load the bundle again")
+        backend = self._running or self._closed()
         spec = _read(model, grid, order)
         _check_same_network(spec, self._bundle)
         artifact = self.artifact
         if not artifact.constants:
-            raise InputError(f"the manifest of {self._bundle.path} does not name its constants: export the network anew")
+            raise InputError(
+                f"the manifest of {self._bundle.path} does not name its constants: export the network anew"
+            )
         constants = constants_like(
             spec, artifact.constants, layout=artifact.layout, form=artifact.form, precision=artifact.precision
         )
@@ -153,6 +166,23 @@ class Runner:
         report.require(f"{artifact.file} with new weights")
         self._guard.set_domain(spec.intervals)
         self._running = refitted
+
+    def _run_on_device(self, x: Any, out: Any) -> Any:
+        backend = self._running or self._closed()
+        run_on_device = getattr(backend, "run_on_device", None)  # which only engines have
+        if run_on_device is None:
+            raise InputError(f"x is on the GPU, and {self.backend} answers what is in host memory: copy it there first")
+        if not self._guard.only_counts:
+            raise InputError(
+                "x is on the GPU, where its values are not inspected: load the bundle with out_of_domain='count' "
+                "and nonfinite='count', or give x in host memory"
+            )
+        y = run_on_device(x, out)
+        self._guard.answered(len(y))
+        return y
+
+    def _closed(self) -> NoReturn:
+        raise InputError(f"this runner of {self.artifact.file} is closed: load the bundle again")
 
     def close(self) -> None:
         """Frees what the runner holds on its device. Closing it again does nothing."""

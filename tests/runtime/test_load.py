@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def test_an_engine_that_is_passed_over_is_a_warning_with_the_reason(
 
 @without_gpu
 def test_what_was_chosen_and_passed_over_is_logged(bundle_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "relukan_deploy.runtime")
+    caplog.set_level(logging.DEBUG, "relukan_deploy.runtime")
     load(bundle_path)
     cuda, chosen = [record.getMessage() for record in caplog.records]
     assert "onnxruntime-cuda is not used: this ONNX Runtime was built without CUDA" in cuda
@@ -183,3 +184,25 @@ def test_a_wrong_answer_is_not_worked_around_by_the_next_backend(
     with pytest.raises(ParityError, match=r"model\.onnx on wrong differs"):
         load(bundle_path)
     assert wrong.closed
+
+
+NEVER_UNPICKLES = """
+import sys
+def refuse(event, arguments):
+    if event == "pickle.find_class":
+        raise AssertionError(f"unpickled {arguments}")
+sys.addaudithook(refuse)
+import pickle
+import relukan_deploy
+assert relukan_deploy.load(sys.argv[1])([[0.1, 0.2, 0.3]]).shape == (1, 2)
+try:
+    pickle.loads(pickle.dumps(pickle.Pickler))
+except AssertionError:
+    print("the hook works")
+"""
+
+
+@pytest.mark.slow
+def test_loading_never_unpickles(bundle_path: Path) -> None:
+    command = [sys.executable, "-c", NEVER_UNPICKLES, str(bundle_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "the hook works\n"
