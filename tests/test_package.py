@@ -18,8 +18,10 @@ MODULES = {
     ".".join(("relukan_deploy", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-HEAVY = ("cuda", "ml_dtypes", "onnx", "onnxruntime", "polars", "safetensors", "tensorrt", "tensorrt_rtx", "torch")
-HEAVY += ("grpc", "httptools", "orjson", "prometheus_client", "ray", "starlette", "tritonclient", "uvicorn", "uvloop")
+HEAVY = (
+    *("cuda", "ml_dtypes", "onnx", "onnxruntime", "polars", "safetensors", "tensorrt", "tensorrt_rtx", "torch"),
+    *("grpc", "httptools", "orjson", "prometheus_client", "ray", "starlette", "tritonclient", "uvicorn", "uvloop"),
+)
 
 # Each module belongs to the row with its longest name; a row imports rows below it, and its own.
 # The first names of a tuple are DESIGN.md's; the private ones are what those rooms are made of.

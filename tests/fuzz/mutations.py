@@ -48,4 +48,14 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 
 _NUMBERS = (True, -1, 0, 1, 2, 2**31, 2**63, -(2**70), 1e308, 0.5)
-VALUES = (*_NUMBERS, None, "", "x", "../../etc/passwd", [], {}, [[]], {"a": 1})  # in the place of another
+VALUES: tuple[object, ...] = (
+    *_NUMBERS,
+    None,
+    "",
+    "x",
+    "../../etc/passwd",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+)  # in the place of another
