@@ -22,6 +22,9 @@ from starlette.routing import Mount
 from relukan_deploy import __version__
 from relukan_deploy.api import export
 from relukan_deploy.runtime.serving import asgi_app
+from relukan_deploy.runtime.serving.app import build_app
+from relukan_deploy.runtime.serving.metrics import Metrics
+from relukan_deploy.runtime.serving.store import Store
 from relukan_deploy.spec import KanSpec
 
 MakeSpec = Callable[..., KanSpec]
@@ -306,6 +309,16 @@ def test_it_asks_for_a_key_and_takes_it(page: chromium.Page, bundles: dict[str, 
         page.click("#try button.main")
         page.wait_for("document.querySelector('#answer .value')")
         assert "secret" not in page.run("document.body.innerText")
+
+
+@pytest.mark.slow
+def test_it_says_that_a_bundle_is_being_opened(page: chromium.Page, bundles: dict[str, Path]) -> None:
+    with listening(build_app(Store({"shield": bundles["shield"]}), Metrics())) as url:
+        shown(page, url)
+        assert page.text("main").split("\n")[0] == "shield"
+        assert "Its bundle is being opened" in page.text("main")
+        assert page.text("#state") == "Not ready"
+        assert page.complaints == []
 
 
 @pytest.mark.slow
