@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError
 from ..runtime import BACKENDS
 from ..runtime.guard import Nonfinite, OutOfDomain
+from ..runtime.serving import needing_packages
 from ._command import make_parser, run
 
 if TYPE_CHECKING:
@@ -61,10 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    try:
+    with needing_packages():
         from ..runtime.serving.server import log_to_stderr, serve
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("Serving over HTTP", str(error.name), "serve") from error
     settings = _settings(arguments)
     log_to_stderr(settings.log_level)
     if not settings.api_keys and not _is_loopback(settings.host):

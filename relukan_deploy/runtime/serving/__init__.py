@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +13,17 @@ from ..guard import Nonfinite, OutOfDomain
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-__all__ = ["asgi_app"]
+__all__ = ["asgi_app", "needing_packages"]
+
+
+@contextmanager
+def needing_packages() -> Iterator[None]:
+    """Around imports: raises MissingDependencyError for a package that the extra "serve" would install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise MissingDependencyError("Serving over HTTP", package, "serve") from error
 
 
 def asgi_app(
@@ -49,14 +59,12 @@ def asgi_app(
         MissingDependencyError: the extra "serve" is not installed.
         RelukanError: what `relukan_deploy.load` raises; InputError for an option that cannot be.
     """
-    try:
+    with needing_packages():
         from starlette.concurrency import run_in_threadpool
 
         from .app import build_app
         from .metrics import Metrics
         from .store import Options, Store, by_name
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("Serving over HTTP", str(error.name), "serve") from error
     options = Options(backend, threads, max_batch, max_delay, max_queue, out_of_domain, nonfinite)
     metrics = Metrics()
     store = Store(by_name(bundles), options, poll_seconds=poll_seconds, observer=metrics)

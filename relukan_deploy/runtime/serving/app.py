@@ -177,7 +177,9 @@ class _Endpoints:
 
     async def ready(self, request: Request) -> Response:
         """Of one model, or, without a name, of all."""
-        ready = self._store.ready(request.path_params.get("name"), request.path_params.get("version"))
+        ready = self._store.ready(**request.path_params)
+        if not ready and request.path_params:
+            self._store.get(**request.path_params)  # which says why, if it is not there
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def metadata(self, request: Request) -> Response:

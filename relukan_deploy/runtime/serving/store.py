@@ -7,7 +7,6 @@ threads, so that a store serves whoever calls it, from any event loop or from no
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -178,19 +177,16 @@ class Store:
         return model
 
     def ready(self, name: str | None = None, version: str | None = None) -> bool:
-        """Whether this model answers, or, without a name, all of them.
-
-        Raises:
-            UnknownModel: it is not served here, or not in this version.
-        """
+        """Whether there is this model, in this version, and it answers; without a name, whether all do."""
         if self._stop.is_set():
             return False
         if name is None:
             return len(self._models) == len(self._paths) and not self._died
-        with contextlib.suppress(NotReady):
+        try:
             self.get(name, version)
-            return name not in self._died
-        return False
+        except (NotReady, UnknownModel):
+            return False
+        return name not in self._died
 
     async def infer(self, model: Model, x: Rows, *, version: str | None = None, timeout: float | None = None) -> Answer:
         """Has a model that `get` gave answer x ``(rows, in)``, or its successor if it has just been replaced.
