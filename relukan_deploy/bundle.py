@@ -130,6 +130,11 @@ class Manifest:
     def out_features(self) -> int:
         return self.widths[-1]
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The columns, or x0, x1, … where they were never named."""
+        return self.columns or tuple(f"x{index}" for index in range(self.in_features))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bundle:

@@ -75,7 +75,7 @@ class Guard:
         self.only_counts = not self.refuses and out_of_domain != "clip"
         self._out_of_domain = out_of_domain
         self._nonfinite = nonfinite
-        self._names = manifest.columns or tuple(f"x{index}" for index in range(manifest.in_features))
+        self._names = manifest.input_names
         self._lock = threading.Lock()
         self._rows = 0
         self._outside = np.zeros(manifest.in_features, np.int64)

@@ -149,7 +149,7 @@ class Metrics:
         self._pending.labels(*labels).set(now.pending)
 
     def _take_guard(self, model: Model, now: Stats, before: Stats) -> None:
-        names = model.manifest.columns or tuple(f"x{index}" for index in range(model.manifest.in_features))
+        names = model.manifest.input_names
         for counter, counts, counted in (
             (self._outside, now.outside, before.outside),
             (self._nonfinite, now.nonfinite, before.nonfinite),

@@ -91,7 +91,7 @@ def _meaning(model: Model) -> dict[str, Any]:
         "created": manifest.created,
         "task": manifest.task,
         "widths": manifest.widths,
-        "columns": manifest.columns or [f"x{index}" for index in range(manifest.in_features)],
+        "columns": manifest.input_names,
         "outputs": manifest.labels or manifest.targets or [f"y{index}" for index in range(manifest.out_features)],
         "target": manifest.targets[0] if manifest.targets else None,
         "domain": manifest.domain,
@@ -117,7 +117,7 @@ def _counts(model: Model, samples: Sequence[Sample]) -> dict[str, Any]:
 
     def features(name: str) -> list[int]:
         values = by("feature", name)
-        names = model.manifest.columns or [f"x{index}" for index in range(model.manifest.in_features)]
+        names = model.manifest.input_names
         return [values.get(each, 0) for each in names]
 
     return {
