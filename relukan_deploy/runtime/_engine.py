@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .._tensorrt import Flavour
 from ..bundle import Artifact
-from ..errors import RelukanError
+from ..errors import InputError, RelukanError
 from ._arrays import Arrays
 from ._cuda import Cuda
 from ._graphs import buckets, cut
@@ -115,12 +115,17 @@ class EngineBackend:
         self._close()
 
     def _enqueue(self, rows: int, x: int, y: int, stream: int) -> None:
-        lane = self._lanes.take()
-        try:
-            with self._cuda:
+        with self._cuda:
+            if self._cuda.is_capturing(stream):
+                raise InputError(
+                    "the current stream is being captured into a graph, and the engine replays a graph of its own: "
+                    "call it outside the capture"
+                )
+            lane = self._lanes.take()
+            try:
                 lane.run_on_device(rows, x, y, stream)
-        finally:
-            self._lanes.give(lane)
+            finally:
+                self._lanes.give(lane)
 
 
 class _Complaints:

@@ -78,20 +78,10 @@ class Lane:
         result[:] = from_graph(work.y[:count, :, np.newaxis], "batch-major", self._precision)
 
     def run_on_device(self, rows: int, x: int, y: int, stream: int) -> None:
-        """Enqueues a batch from address x to address y, after what `stream` holds, and before what it is given next.
-
-        Raises:
-            InputError: somebody is capturing that stream.
-        """
-        cuda = self._cuda
-        if cuda.is_capturing(stream):
-            raise InputError(
-                "the current stream is being captured into a graph, and the runner replays a graph of its own: "
-                "call it outside the capture"
-            )
-        cuda.order(stream, self._handle, self._event_handle)
+        """Enqueues a batch from address x to address y, after what `stream` holds, and before what it is given next."""
+        self._cuda.order(stream, self._handle, self._event_handle)
         self._on_device((rows, x, y))
-        cuda.order(self._handle, stream, self._event_handle)
+        self._cuda.order(self._handle, stream, self._event_handle)
 
     def close(self) -> None:
         """Waits for what is enqueued, and frees everything."""

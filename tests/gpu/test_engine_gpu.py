@@ -28,7 +28,7 @@ from relukan_deploy.bundle import Artifact, open_bundle, write_manifest
 from relukan_deploy.errors import BundleError, InputError, MissingDependencyError, ParityError, RelukanError
 from relukan_deploy.exporters.to_tensorrt import EngineOptions
 from relukan_deploy.gpu import Gpu, find_gpu, open_device
-from relukan_deploy.runtime import load
+from relukan_deploy.runtime import Runner, load
 from relukan_deploy.spec import KanSpec, Layout, Precision
 
 MakeSpec = Callable[..., KanSpec]
@@ -340,6 +340,67 @@ def test_wrong_golden_answers_are_refused(plain: Path, flavour: Flavour, tmp_pat
         load(folder)
 
 
+# --- other weights
+
+
+@pytest.fixture(scope="module")
+def retrained(make_spec: MakeSpec) -> KanSpec:
+    """A network of the same shape with other weights."""
+    return make_spec((8, 16, 4), seed=5, task="classification", labels=("a", "b", "c", "d"))
+
+
+def refit_while_asked(runner: Runner, network: KanSpec, retrained: KanSpec, tolerance: float) -> None:
+    """Swaps the weights to and fro under callers, each of whom must get one network's answers or the other's."""
+    x = rows(9)
+    answers = [spec.evaluate(x) for spec in (network, retrained)]
+    done = threading.Event()
+    faults: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            while not done.is_set():
+                y = runner(x)
+                assert min(np.abs(y - expected).max() for expected in answers) <= tolerance
+        except BaseException as error:
+            faults.append(error)
+
+    asking = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    for spec in [retrained, network] * 5:
+        runner.refit(spec)
+        assert_close(runner(x), spec.evaluate(x), tolerance)
+    done.set()
+    for thread in asking:
+        thread.join()
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param("batch-last", id="refit-last"), pytest.param("batch-major", id="refit-major")]
+)
+@pytest.mark.parametrize("halves", [False, True], ids=["fp32", "fp16"])
+def test_weights_are_replaced_under_callers(
+    network: KanSpec, retrained: KanSpec, flavour: Flavour, gpu: Gpu, tmp_path: Path, form: Layout, halves: bool
+) -> None:
+    options = EngineOptions(batch=BATCH, refittable=True)
+    precision: Precision = "fp16" if halves else "fp32"
+    path = export_engine(network, tmp_path / "bundle", flavour, gpu, engine=options, layout=form, precision=precision)
+    runner = load(path, backend=flavour)
+    refit_while_asked(runner, network, retrained, runner.artifact.tolerance)
+    runner.close()
+
+
+def test_weights_of_an_engine_that_is_not_refittable_stay(
+    plain: Path, network: KanSpec, retrained: KanSpec, flavour: Flavour
+) -> None:
+    runner = load(plain, backend=flavour)
+    with pytest.raises(InputError, match="export it again with relukan-export --trt --refittable"):
+        runner.refit(retrained)
+    assert_close(runner(rows(9)), network.evaluate(rows(9)), 1e-5)
+    runner.close()
+
+
 # --- ONNX Runtime on the GPU
 
 
@@ -357,4 +418,19 @@ def test_onnx_runtime_on_the_gpu_answers_as_the_reference(
         pytest.skip(f"ONNX Runtime could not start CUDA: {error}")
     for count in BATCHES:
         assert_close(runner(rows(count)), network.evaluate(rows(count)), bundle.manifest.artifacts[0].tolerance)
+    runner.close()
+
+
+def test_weights_of_onnx_runtime_on_the_gpu_are_replaced_under_callers(
+    network: KanSpec, retrained: KanSpec, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime was built without CUDA")
+    bundle = export(network, tmp_path / "bundle")
+    try:
+        runner = load(bundle.path, backend="onnxruntime-cuda")
+    except RelukanError as error:
+        pytest.skip(f"ONNX Runtime could not start CUDA: {error}")
+    refit_while_asked(runner, network, retrained, 1e-5)
     runner.close()

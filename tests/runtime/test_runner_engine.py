@@ -161,7 +161,12 @@ def test_what_a_batch_is_filled_up_with_is_not_what_somebody_sent_before(make: O
     opened = make()
     seen: list[NDArray[Any]] = []
     evaluate = opened.engine.spec.evaluate
-    monkeypatch.setattr(KanSpec, "evaluate", lambda self, x: seen.append(np.array(x)) or evaluate(x))
+
+    def see(spec: KanSpec, x: NDArray[Any]) -> NDArray[np.float64]:
+        seen.append(x)
+        return evaluate(x)
+
+    monkeypatch.setattr(KanSpec, "evaluate", see)
     opened.backend.run(np.full((8, 3), 7, np.float32))
     opened.backend.run(np.full((5, 3), 2, np.float32))
     assert seen[-1].shape == (8, 3)
