@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TRITON := .venv-triton
 
 .PHONY: demo test lint bench clean
 
 demo: $(READY)  ## handwritten digits: train, export, verify, predict
 	$(BIN)/python demo/digits.py
 
-test: lint  ## everything that can be tested on this machine
+test: lint $(TRITON)/.ready  ## everything that can be tested on this machine
 	$(BIN)/python -m pytest -n 2
 
 lint: $(READY)
@@ -32,5 +33,9 @@ $(VENV)/.ready-bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
+# A real tritonserver for tests/serving, in 15 seconds. Where it cannot be had, they are skipped.
+$(TRITON)/.ready: benchmarks/triton/setup.sh
+	sh $< $(@D)
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRITON) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

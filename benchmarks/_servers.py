@@ -19,7 +19,7 @@ from pathlib import Path
 __all__ = ["MISSING_TRITON", "Server", "find_triton", "relukan_serve", "tritonserver"]
 
 ROOT = Path(__file__).parent.parent
-MISSING_TRITON = "there is no tritonserver: run sh benchmarks/triton/setup.sh .venv-triton"
+MISSING_TRITON = "there is no tritonserver: run make .venv-triton/.ready"
 _START_SECONDS = 120  # on a busy machine
 
 
@@ -88,13 +88,14 @@ def relukan_serve(*arguments: str) -> Iterator[Server]:
     code = "import sys; from relukan_deploy.cli.serve import main; sys.exit(main())"
     with (
         tempfile.TemporaryDirectory() as name,
-        _started([sys.executable, "-c", code, *arguments], {}, Path(name, "log")) as server,
+        # One worker is ready before the others; then it says that all are.
+        _started([sys.executable, "-c", code, *arguments], {}, Path(name, "log"), "relukan-serve is ready") as server,
     ):
         yield server
 
 
 @contextlib.contextmanager
-def _started(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator[Server]:
+def _started(command: list[str], environment: Mapping[str, str], log: Path, announcement: str = "") -> Iterator[Server]:
     """Starts a server on two free ports, waits until it is ready, and ends it with all its children."""
     http, grpc = _free_ports(2)
     command = [*command, "--http-port", str(http), "--grpc-port", str(grpc)]
@@ -104,7 +105,7 @@ def _started(command: list[str], environment: Mapping[str, str], log: Path) -> I
         )
     server = Server(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", process, log)
     try:
-        _wait_until_ready(server)
+        _wait_until_ready(server, announcement)
         yield server
     finally:
         process.terminate()
@@ -115,11 +116,12 @@ def _started(command: list[str], environment: Mapping[str, str], log: Path) -> I
         process.wait()
 
 
-def _wait_until_ready(server: Server) -> None:
+def _wait_until_ready(server: Server, announcement: str) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{server.http}/v2/health/ready", timeout=5):
-            return
+            if announcement in server.output():
+                return
         time.sleep(0.05)
     raise RuntimeError(f"the server did not start (exit code {server.process.poll()}):\n{server.output()}")
 
