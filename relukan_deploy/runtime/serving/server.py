@@ -201,7 +201,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = str(error.strerror).partition(" (while ")[0]  # behind it comes the address once more
         raise InputError(f"cannot listen on {host} port {port} ({reason}): choose another --host or port") from error
 
 
