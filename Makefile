@@ -4,14 +4,20 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TRITON := .venv-triton
+RAY    := .venv-ray
+# Ray listens on every interface: in namespaces of its own there is none, and nothing outlives the test.
+ALONE  := unshare --map-root-user --net --pid --mount --mount-proc --fork --kill-child
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-ray lint bench clean
 
 demo: $(READY)  ## handwritten digits: train, export, verify, predict
 	$(BIN)/python demo/digits.py
 
 test: lint $(TRITON)/.ready  ## everything that can be tested on this machine
 	$(BIN)/python -m pytest -n 2
+
+test-ray: $(RAY)/.ready  ## Ray Serve on two nodes; skipped where namespaces are not allowed
+	timeout --foreground --signal KILL 600 $$($(ALONE) true && echo $(ALONE)) $(RAY)/bin/python -m pytest -rs tests/cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -33,9 +39,15 @@ $(VENV)/.ready-bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
+# Ray's many packages stay apart; the bundles of its tests are exported without torch.
+$(RAY)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]' ml-dtypes onnx pytest
+	touch $@
+
 # A real tritonserver for tests/serving, in 15 seconds. Where it cannot be had, they are skipped.
 $(TRITON)/.ready: benchmarks/triton/setup.sh
 	sh $< $(@D)
 
 clean:
-	rm -rf $(VENV) $(TRITON) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRITON) $(RAY) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
