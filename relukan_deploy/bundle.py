@@ -179,14 +179,16 @@ def open_bundle(path: str | Path | Bundle) -> Bundle:
     if isinstance(path, Bundle):
         return path
     path = Path(path)
+    seen = None
     while True:
         raw = _read_manifest(path)
         try:
             manifest = _parse(path, raw)
             contents = {name: _read_checked(path / name, entry) for name, entry in manifest.files.items()}
         except BundleError:
-            if _read_manifest(path) != raw:
-                continue  # it was replaced while we read
+            if raw != seen:  # it may have been replaced while we read, once or twice
+                seen = raw
+                continue
             raise
         missing = {GOLDEN, *(artifact.file for artifact in manifest.artifacts)} - set(contents)
         if missing:
