@@ -14,7 +14,7 @@ import itertools
 import threading
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,7 @@ DEFAULT_STREAM = 0
 
 CUresult = driver.CUresult
 Operation = Callable[[], Any]
+Made = TypeVar("Made")
 
 
 @dataclasses.dataclass(eq=False)
@@ -225,7 +226,7 @@ class Gpu:
             self.faults.append(f"{type(thing).__name__} was freed twice")
         self.live.discard(thing)
 
-    def _made(self, thing: Any) -> Any:
+    def _made(self, thing: Made) -> Made:
         self.live.add(thing)
         if hasattr(thing, "handle"):
             self._by_handle[thing.handle] = thing
