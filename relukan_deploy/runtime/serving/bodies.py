@@ -35,7 +35,7 @@ async def read_body(
         HTTPException: 413 it is too large, 415 nothing here decodes it, 400 it is damaged, 408 it does not arrive.
         Disconnected: it never will.
     """
-    if length is not None and length.isdigit() and int(length) > limit:
+    if length is not None and length.isdigit() and (len(length) > 18 or int(length) > limit):
         raise _too_large(limit)
     message = await receive()
     if message["type"] != "http.request":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
+import socket
 import subprocess
 import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +371,19 @@ def ask_bare(app: Any, receive: Any, headers: list[tuple[bytes, bytes]]) -> int 
     return status
 
 
+def test_a_body_that_does_not_arrive_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relukan_deploy.runtime.serving.bodies._PATIENCE", 0.05)
+    messages: Iterator[dict[str, Any]] = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def receive() -> dict[str, Any]:
+        for message in messages:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    assert ask_bare(client.app, receive, []) == 408
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_what_is_small_only_while_compressed_is_not_unpacked(bundle_path: Path, encoding: str) -> None:
     bomb = compressed(b" " * (256 << 20), encoding)
@@ -379,6 +394,79 @@ def test_what_is_small_only_while_compressed_is_not_unpacked(bundle_path: Path, 
         tracemalloc.stop()
     assert_error(response, 413, "larger than the 1048576 bytes")
     assert peak < 16 << 20
+
+
+def test_ten_thousand_odd_headers_are_answered_and_leave_nothing_behind(client: Client) -> None:
+    generator = random.Random(0)
+    body = json.dumps(as_json(X)).encode()
+    good = {
+        b"content-length": [b"%d" % len(body), b"0", b"%d" % LIMIT, b"-1", b"9" * 5000],
+        b"content-encoding": [b"gzip", b"deflate", b"identity", b"br", b"gzip, gzip"],
+        b"inference-header-content-length": [b"%d" % len(body), b"0", b"1e3", b"9" * 5000],
+        b"accept-encoding": [b"gzip", b"deflate;q=0.5, *", b"gzip;q=0", b",;=,"],
+        b"authorization": [b"Bearer", b"Basic \xff"],
+        b"host": [b"", b"here"],
+    }
+
+    def odd_headers() -> list[tuple[bytes, bytes]]:
+        headers = []
+        for _ in range(generator.randint(0, 6)):
+            name = generator.choice(list(good))
+            value = bytearray(generator.choice(good[name]))
+            for _ in range(generator.randint(0, 3)):
+                value.insert(generator.randint(0, len(value)), generator.randrange(256))
+            headers.append((name, bytes(value)))
+        return headers
+
+    statuses = asyncio.run(ask_often(client.app, body, [odd_headers() for _ in range(9000)]))
+    tracemalloc.start()
+    statuses |= asyncio.run(ask_often(client.app, body, [odd_headers() for _ in range(1000)]))
+    left, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert statuses == {200, 400, 413, 415}
+    assert left < 1 << 18
+
+
+async def ask_often(app: Any, body: bytes, requests: list[list[tuple[bytes, bytes]]]) -> set[int]:
+    """The statuses of the answers to an inference request under these headers."""
+    statuses: set[int] = set()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            statuses.add(message["status"])
+
+    for headers in requests:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": INFER,
+            "root_path": "",
+            "query_string": b"",
+            "headers": headers,
+        }
+        await app(scope, receive, send)
+    return statuses
+
+
+def test_bytes_that_are_hardly_http_leave_the_server_well(bundle_path: Path, spec: KanSpec) -> None:
+    generator = random.Random(0)
+    body = json.dumps(as_json(X)).encode()
+    good = b"POST %s HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n%s" % (INFER.encode(), len(body), body)
+    with running(asgi_app({"shield": bundle_path})) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for _ in range(300):
+            sent = bytearray(good)
+            for _ in range(generator.randint(1, 8)):
+                sent[generator.randrange(len(sent))] = generator.randrange(256)
+            with socket.create_connection(address, timeout=30) as connection:
+                connection.sendall(sent[: generator.randint(1, len(sent))])
+                connection.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionError):
+                    connection.recv(1 << 16)
+        assert_right(httpx.post(url + INFER, json=as_json(X)), spec)
 
 
 def test_a_full_queue_and_a_deadline_say_when_to_come_again(bundle_path: Path, spec: KanSpec) -> None:
