@@ -402,7 +402,18 @@ class WithDlpack:
         (WithDlpack(1), False),
         (WithDlpack(3), False),
     ],
-    ids=repr,
+    ids=[
+        "numpy",
+        "a list",
+        "torch",
+        "torch with a gradient",
+        "a number",
+        "interface",
+        "GPU",
+        "managed",
+        "CPU",
+        "pinned",
+    ],
 )
 def test_an_array_on_a_gpu_is_known_by_its_interface(x: Any, expected: bool) -> None:
     assert _arrays.is_on_gpu(x) is expected
