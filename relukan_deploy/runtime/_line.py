@@ -129,7 +129,7 @@ class Line:
         """Counts a batch that was run, and lets the next one out. As `take`: when `here` should look again."""
         with self._lock:
             now = time.monotonic()
-            seconds = now - batch.begin
+            seconds = max(now - batch.begin, 1e-9)
             rows = sum(batch.sizes)
             self._requests += len(batch.calls)
             self._rows += rows
@@ -177,10 +177,8 @@ class Line:
     def die(self, error: BaseException, running: Sequence[Call] = ()) -> None:
         """Fails those that wait and those whose batch was running, because of `error`."""
         with self._lock:
-            self._end, self._cause = (
-                f"what answers has died of {error!r}: load the bundle and make a Batcher anew",
-                error,
-            )
+            self._end = f"what answers has died of {error!r}: load the bundle and make a Batcher anew"
+            self._cause = error
             self._busy = False
             dropped = [*running, *self._drop()]
             self._ring()

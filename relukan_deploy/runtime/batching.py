@@ -168,7 +168,7 @@ class Batcher:
             self._line.process = os.getpid()
             # The worker does not know the Batcher: a forgotten one is freed, and its worker then leaves. This
             # takes no lock, because any thread may be the one that frees.
-            weakref.finalize(self, self._line.bell.put, False).atexit = False
+            weakref.finalize(self, self._line.bell.put, False)
 
     def _open_lane(self, loop: asyncio.AbstractEventLoop) -> _Lane:
         self._start()

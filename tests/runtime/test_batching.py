@@ -224,6 +224,36 @@ def test_the_worker_runs_long_batches_and_the_event_loop_goes_on(runner: Doublin
         assert run(ask(batcher)) not in slow.threads
 
 
+def test_batches_that_become_long_go_back_to_the_worker() -> None:
+    class Tiring(Doubling):
+        def run(self, rows: Rows) -> Rows:
+            if rows[0, 0] > 1:
+                time.sleep(0.005)
+            return super().run(rows)
+
+    tiring = Tiring()
+
+    async def ask(batcher: Batcher) -> int:
+        while threading.get_ident() not in tiring.threads:  # until this loop runs its batches itself
+            await batcher(row(1))
+        for _ in range(2):  # the first may come as a surprise
+            await batcher(row(2))
+        return threading.get_ident()
+
+    with Batcher(tiring) as batcher:
+        assert run(ask(batcher)) != tiring.threads[-1]
+
+
+def test_an_event_loop_goes_on_with_what_did_not_fit_into_its_batch(batcher: Batcher, runner: Doubling) -> None:
+    async def ask() -> None:
+        while threading.get_ident() not in runner.threads:  # until this loop runs its batches itself
+            await batcher(row(0))
+        await asyncio.gather(*(batcher(row(value, 3)) for value in range(1, 6)))
+
+    run(ask())
+    assert [batch for batch in runner.batches if 0 not in batch] == [[1] * 3 + [2] * 3, [3] * 3 + [4] * 3, [5] * 3]
+
+
 def test_a_request_longer_than_any_before_it_is_the_workers(runner: Doubling) -> None:
     with Batcher(runner, max_batch=10**9, max_queue=10**9) as batcher:
 
@@ -261,11 +291,16 @@ def test_requests_are_held_back_for_max_delay_and_joined(runner: Doubling) -> No
 
 def test_a_lone_request_is_held_back_for_max_delay_and_then_run(runner: Doubling) -> None:
     with Batcher(runner, max_delay=0.05) as batcher:
+
+        async def ask() -> None:
+            for _ in range(2):
+                await batcher(row(1))
+
         batcher.submit(row(1)).result(PATIENCE)
-        run(batcher(row(1)))
+        run(ask())
         stats = batcher.stats()
-    assert stats.batches == 2
-    assert stats.queue_seconds >= 0.1
+    assert stats.batches == 3
+    assert stats.queue_seconds >= 3 * 0.05
 
 
 def test_close_does_not_wait_for_max_delay(runner: Doubling) -> None:

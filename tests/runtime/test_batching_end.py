@@ -165,8 +165,10 @@ def attempt(what, call):
     except ServiceClosed as error:
         print(what, str(error).partition(" answers ")[0], flush=True)
 
-child = os.fork()
+with used._line._lock:  # as the worker may hold it when another thread forks
+    child = os.fork()
 if not child:
+    used._line._lock.acquire(blocking=False)
     attempt("child: held:", held.result)
     attempt("child: submit:", lambda: used.submit(x).result())
     attempt("child: await:", lambda: asyncio.run(used(x)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import ctypes
 import math
 import threading
 import time
@@ -277,6 +278,17 @@ def test_when_the_worker_dies_every_waiter_and_every_later_caller_hears_of_it(
     with pytest.raises(ServiceClosed):
         run(batcher(row(1)))
     assert batcher.stats().pending == 0
+
+
+def test_a_worker_that_is_killed_from_outside_has_died(runner: Doubling) -> None:
+    before = set(threading.enumerate())
+    batcher = Batcher(runner)
+    batcher.submit(row(1)).result(PATIENCE)
+    (worker,) = set(threading.enumerate()) - before
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident or 0), ctypes.py_object(Death)) == 1
+    with pytest.raises(ServiceClosed):  # it hears of it with the next request
+        batcher.submit(row(1)).result(PATIENCE)
+    batcher.close()
 
 
 def test_when_a_batch_dies_in_an_event_loop_the_batcher_has_died(batcher: Batcher, runner: Doubling) -> None:
