@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -18,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving_tools import Network, Process, as_json, ask, read_json, some_rows, wait_until
+from serving_tools import PROGRAM, Network, Process, as_json, ask, read_json, some_rows, wait_until
 
 from relukan_deploy.cli.serve import main
+from relukan_deploy.errors import MissingDependencyError
 from relukan_deploy.spec import KanSpec
 
 Capture = pytest.CaptureFixture[str]
@@ -272,6 +275,15 @@ def test_a_backend_that_is_not_here_ends_it_with_4(bundle_path: Path) -> None:
         code, errors = ends(process)
     assert code == 4
     assert errors.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["uvicorn", "uvloop", "httptools", "starlette"])
+def test_a_package_that_is_missing_is_named(bundle_path: Path, package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None\n{PROGRAM}"
+    done = subprocess.run([sys.executable, "-c", code, str(bundle_path)], capture_output=True, text=True, check=False)
+    missing = MissingDependencyError("Serving over HTTP", package, "serve")
+    assert (done.returncode, done.stderr) == (4, f"relukan-serve: error: {missing}\n")
 
 
 @pytest.mark.parametrize("option", ["--http-port", "--metrics-port"])

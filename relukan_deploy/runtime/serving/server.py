@@ -21,6 +21,7 @@ from typing import Any
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...errors import InputError, ServiceClosed
 from .app import build_app
@@ -34,6 +35,7 @@ logger = logging.getLogger("relukan_deploy.serving")
 Ready = Callable[[int | None], None]
 """What is called when every bundle is ready: with gRPC's port."""
 
+_IDLE = 75  # seconds that a connection is kept without a request: longer than proxies keep theirs
 _PATIENCE = 25  # seconds for what has come to be answered; Kubernetes kills after 30
 
 
@@ -100,12 +102,13 @@ async def _run_server(settings: Settings, sock: socket.socket, metrics: Metrics,
     app = build_app(store, metrics, api_keys=settings.api_keys, max_request_bytes=settings.max_request_bytes)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=HttpToolsProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=settings.log_level == "debug",
         server_header=False,
+        timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=_PATIENCE,
     )
     opening = asyncio.create_task(asyncio.to_thread(store.open))
