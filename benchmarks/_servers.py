@@ -41,6 +41,26 @@ class Server:
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def children(self) -> set[int]:
+        """The processes below the first."""
+        parents = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        found = {self.process.pid}
+        while more := {child for child, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found - {self.process.pid}
+
+    def resident(self) -> int:
+        """Memory of all its processes, in bytes; what they share is counted for each."""
+        total = 0
+        for process in {self.process.pid, *self.children()}:
+            with contextlib.suppress(OSError):
+                pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+                total += pages * os.sysconf("SC_PAGE_SIZE")
+        return total
+
 
 def find_triton() -> Path | None:
     """The site-packages that hold a tritonserver, or None."""
@@ -66,7 +86,6 @@ def tritonserver(repository: Path, *options: str) -> Iterator[Server]:
         shutil.copy(triton / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
         environment = {
             "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
-            "PYTHONPATH": f"{packages}{os.pathsep}{ROOT}",
             "PATH": f"{packages.parents[2] / 'bin'}{os.pathsep}{os.environ['PATH']}",
         }
         command = [str(triton / "bin" / "tritonserver"), "--model-repository", str(repository)]

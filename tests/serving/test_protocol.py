@@ -9,11 +9,13 @@ import asyncio
 import dataclasses
 import importlib
 import json
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +27,8 @@ import tritonclient.http
 import tritonclient.http.aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
 
 from benchmarks._servers import MISSING_TRITON, Server, find_triton, relukan_serve, tritonserver
 from relukan_deploy.api import export

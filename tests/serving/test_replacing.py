@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
-import tritonclient.grpc
 import tritonclient.http
 from geventhttpclient.response import HTTPConnectionClosed
-from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
+
+from benchmarks._clients import Clients
 from benchmarks._servers import MISSING_TRITON, Server, find_triton, relukan_serve, tritonserver
 from relukan_deploy.api import export
 from relukan_deploy.exporters.to_triton import TritonBackend, TritonOptions, to_triton
@@ -51,60 +51,6 @@ def started(folder: Path, backend: TritonBackend | None, *options: str) -> Itera
             print(server.output())
 
 
-class Clients:
-    """Threads that ask without a pause, and hold each answer against the network of the version that gave it."""
-
-    def __init__(self, server: Server, specs: list[KanSpec]) -> None:
-        self.specs = specs
-        self.answered = 0
-        self.newest = 0
-        self.faults: list[str] = []
-        self._stop = threading.Event()
-        apis = (tritonclient.http, tritonclient.http, tritonclient.grpc, tritonclient.grpc)
-        addresses = (server.http, server.http, server.grpc, server.grpc)
-        self._threads = [
-            threading.Thread(target=self._ask, args=(api, address, seed))
-            for seed, (api, address) in enumerate(zip(apis, addresses, strict=True))
-        ]
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for(self, version: int) -> None:
-        deadline = time.monotonic() + SECONDS
-        while self.newest < version and not self.faults:
-            assert time.monotonic() < deadline, f"version {version} did not come, {self.newest} is the newest"
-            time.sleep(0.05)
-
-    def _ask(self, api: ModuleType, address: str, seed: int) -> None:
-        generator = np.random.default_rng(seed)
-        try:
-            with api.InferenceServerClient(address) as client:
-                while not self._stop.is_set():
-                    x = generator.uniform(-0.8, 1.2, (int(generator.integers(1, 30)), 4)).astype(np.float32)
-                    tensor = api.InferInput("x", list(x.shape), "FP32").set_data_from_numpy(x)
-                    answer = client.infer("kan", [tensor])
-                    grpc = api is tritonclient.grpc
-                    told = answer.get_response(as_json=True) if grpc else answer.get_response()
-                    self._compare(x, answer.as_numpy("y"), int(told["model_version"]))
-        except BaseException as error:
-            self.faults.append(repr(error))
-
-    def _compare(self, x: NDArray[np.float32], y: NDArray[np.float32], version: int) -> None:
-        expected = self.specs[version - 1].evaluate(x)
-        if y.shape != expected.shape or np.abs(y - expected).max() > 1e-4:
-            self.faults.append(f"version {version} answered wrongly")
-        self.newest = max(self.newest, version)
-        self.answered += 1
-
-
 @pytest.mark.parametrize(
     ("backend", "options"),
     [
@@ -120,29 +66,18 @@ def test_new_versions_come_with_no_answer_lost_and_none_wrong(
     specs = [make_spec((4, 6, 3), seed=seed) for seed in range(3)]
     publish(specs[0], tmp_path, backend)
     with started(tmp_path, backend, *options) as server:
-        with Clients(server, specs) as clients:
-            clients.wait_for(1)
+        with Clients(server, "kan", specs) as clients:
+            clients.wait_for(1, SECONDS)
             for version, spec in enumerate(specs[1:], start=2):
                 publish(spec, tmp_path, backend)
-                clients.wait_for(version)
+                clients.wait_for(version, SECONDS)
         print(clients.faults)
     assert clients.faults == []
     assert clients.answered > 50
 
 
-def children(process: int) -> Iterator[int]:
-    """The processes below one, nearest first."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == process:
-                    yield int(entry.name)
-                    yield from children(int(entry.name))
-
-
 def kill_children(server: Server) -> set[int]:
-    killed = set(children(server.process.pid))
+    killed = server.children()
     assert killed
     for each in killed:
         with contextlib.suppress(ProcessLookupError):
@@ -190,4 +125,4 @@ def test_a_killed_worker_is_replaced(make_spec: Callable[..., KanSpec], tmp_path
             assert time.monotonic() < deadline, "it did not come back"
             time.sleep(0.1)
         assert server.process.poll() is None
-        assert set(children(server.process.pid)) - killed
+        assert server.children() - killed
