@@ -8,7 +8,7 @@ RAY    := .venv-ray
 # Ray listens on every interface: in namespaces of its own there is none, and nothing outlives the test.
 ALONE  := unshare --map-root-user --net --pid --mount --mount-proc --fork --kill-child
 
-.PHONY: demo test test-ray lint bench clean
+.PHONY: demo test test-ray lint bench bench-serving clean
 
 demo: $(READY)  ## handwritten digits: train, export, verify, predict
 	$(BIN)/python demo/digits.py
@@ -29,6 +29,13 @@ bench: $(VENV)/.ready-bench  ## the figures of the README, on this CPU
 	$(BIN)/python -m benchmarks.pykan_alone --json benchmarks/results/cpu-x86-64/pykan_alone.json
 	$(BIN)/python -m benchmarks.forms --json benchmarks/results/cpu-x86-64/forms.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/cpu-x86-64/startup.json
+	$(BIN)/python -m benchmarks.runner --json benchmarks/results/cpu-x86-64/runner.json
+	$(BIN)/python -m benchmarks.batcher --json benchmarks/results/cpu-x86-64/batcher.json
+
+bench-serving: $(VENV)/.ready-bench $(TRITON)/.ready  ## relukan-serve beside Triton; needs wrk, and a quarter of an hour
+	$(BIN)/python -m benchmarks.serving --json benchmarks/results/cpu-x86-64/serving.json
+	$(BIN)/python -m benchmarks.serving --reload --json benchmarks/results/cpu-x86-64/reload.json
+	$(BIN)/python -m benchmarks.serving --minutes 10 --json benchmarks/results/cpu-x86-64/soak.json
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -11,6 +11,7 @@
     ├── BuildError                    1   TensorRT refused or failed to build
     ├── QueueFull                     1   a request would not fit into the queue; ask again later
     ├── DeadlineExceeded              1   a request's time was up before it was answered
+    ├── NotReady                      1   a server is still opening the model; ask again in a moment
     └── ServiceClosed                 1   what would answer has been closed, or has died
 
 Commands print the message alone and leave with the exit code; tracebacks are for errors that
@@ -30,11 +31,13 @@ __all__ = [
     "InputError",
     "MissingDependencyError",
     "MissingDeviceError",
+    "NotReady",
     "ParityError",
     "QueueFull",
     "RelukanError",
     "ServiceClosed",
     "TableError",
+    "UnknownModel",
 ]
 
 
@@ -60,6 +63,10 @@ class CheckpointError(InputError):
 
 class BundleError(InputError):
     """A bundle folder that is incomplete, damaged, or of another version."""
+
+
+class UnknownModel(InputError):  # noqa: N818  it is the caller who errs
+    """A model, or a version of one, that is not served here."""
 
 
 class ParityError(RelukanError):
@@ -106,7 +113,11 @@ class QueueFull(RelukanError):  # noqa: N818  named as queue.Full is: it is a st
 
 
 class DeadlineExceeded(RelukanError, TimeoutError):  # noqa: N818
-    """A request's time was up before its rows were run."""
+    """A request's time was up before it was answered."""
+
+
+class NotReady(RelukanError):  # noqa: N818  a state, not a fault
+    """A model that is still being opened."""
 
 
 class ServiceClosed(RelukanError):  # noqa: N818

@@ -21,14 +21,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ...errors import DeadlineExceeded, InputError, QueueFull, RelukanError, ServiceClosed
+from ...errors import DeadlineExceeded, InputError, NotReady, QueueFull, RelukanError, ServiceClosed, UnknownModel
 from . import page
 from .bodies import Disconnected, compress, read_body
 from .describe import model_config, model_metadata, model_statistics, repository_index, server_metadata
 from .keys import Keys
 from .metrics import CONTENT_TYPE, Metrics
 from .oip import read_request, write_response
-from .store import NotReady, Store, UnknownModel
+from .store import Store
 
 __all__ = ["build_app"]
 

@@ -19,9 +19,11 @@ from ...errors import (
     DeadlineExceeded,
     InputError,
     MissingDependencyError,
+    NotReady,
     QueueFull,
     RelukanError,
     ServiceClosed,
+    UnknownModel,
 )
 from . import describe
 from .keys import Keys
@@ -36,7 +38,7 @@ from .oip import (
     rows_from_numbers,
     top_classes,
 )
-from .store import Answer, NotReady, Rows, Store, UnknownModel
+from .store import Answer, Rows, Store
 
 try:
     import grpc

@@ -19,27 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundle import Bundle, Manifest, open_bundle
-from ...errors import InputError, RelukanError, ServiceClosed
+from ...errors import InputError, NotReady, RelukanError, ServiceClosed, UnknownModel
 from ..batching import Batcher
 from ..guard import Nonfinite, OutOfDomain
 from ..load import load
 from ..runner import Runner
 
-__all__ = ["Answer", "Model", "NotReady", "Observer", "Options", "Store", "UnknownModel", "by_name"]
+__all__ = ["Answer", "Model", "Observer", "Options", "Store", "by_name"]
 
 logger = logging.getLogger("relukan_deploy.serving")
 
 Rows = NDArray[np.float32]
 # What a folder's files were like: of each its name, and what changes when it is written or replaced.
 Signature = tuple[tuple[str, int, int, int], ...]
-
-
-class UnknownModel(InputError):  # noqa: N818  it is the caller who errs
-    """A model, or a version of one, that is not served here."""
-
-
-class NotReady(RelukanError):  # noqa: N818  a state, not a fault
-    """A model that is still being opened."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from serving_tools import Network, some_rows, wait_until
 
-from relukan_deploy.errors import BundleError, InputError, QueueFull, RelukanError, ServiceClosed
-from relukan_deploy.runtime.serving.store import Model, NotReady, Options, Store, UnknownModel, by_name
+from relukan_deploy.errors import BundleError, InputError, NotReady, QueueFull, RelukanError, ServiceClosed, UnknownModel
+from relukan_deploy.runtime.serving.store import Model, Options, Store, by_name
 from relukan_deploy.spec import KanSpec
 
 Log = pytest.LogCaptureFixture
