@@ -63,7 +63,9 @@ class Clients:
     def __enter__(self) -> Clients:
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == BEGUN
+        if self._process.stdout.readline() != BEGUN:
+            self._process.communicate()
+            raise AssertionError("not all clients were answered; above is what they say")
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *more: object) -> None:
