@@ -127,7 +127,7 @@ class Cluster:
         return [node.address for node in self.nodes]
 
     def run(self, *command: str) -> None:
-        """Runs a command on the first node, in the folder of files."""
+        """Runs a command on the first node, in the folder of files. Raises AssertionError with what it says."""
         address = f"RAY_ADDRESS={self.nodes[0].address}:6379"
         run([*self.nodes[0].inside, "env", "--chdir", str(self.files), address, *command], self._environment)
 

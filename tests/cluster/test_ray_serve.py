@@ -112,3 +112,8 @@ def test_a_node_is_lost_under_load(service: Cluster, table: Path) -> None:
         service.join()
         wait_for_replicas(service, 2)
     assert_nothing_was_lost(clients.seen)
+
+
+def test_an_option_that_there_is_not_is_refused_before_anything_is_deployed(service: Cluster) -> None:
+    with pytest.raises(AssertionError, match="unexpected keyword argument 'max_bach'"):
+        deploy(service, "max_bach=2")
