@@ -138,10 +138,11 @@ class Manifest:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bundle:
-    """An opened bundle: its manifest, and the contents of its files, all checked."""
+    """An opened bundle: its manifest, also as it was read, and the contents of the other files, all checked."""
 
     path: Path
     manifest: Manifest
+    raw_manifest: bytes
     contents: Mapping[str, bytes]
 
     def golden(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -193,7 +194,7 @@ def open_bundle(path: str | Path | Bundle) -> Bundle:
         missing = {GOLDEN, *(artifact.file for artifact in manifest.artifacts)} - set(contents)
         if missing:
             raise BundleError(f"{path / MANIFEST} lists no {', '.join(sorted(missing))}: export the network again")
-        return Bundle(path, manifest, contents)
+        return Bundle(path, manifest, raw, contents)
 
 
 @contextlib.contextmanager

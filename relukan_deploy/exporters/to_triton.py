@@ -184,7 +184,7 @@ def _warmup(bundle: Bundle, artifact: Artifact, element: str) -> bytes:
 
 def _version_files(bundle: Bundle, artifact: Artifact, backend: TritonBackend) -> dict[str, bytes]:
     if backend == "python":
-        content = {MANIFEST: (bundle.path / MANIFEST).read_bytes(), **bundle.contents}
+        content = {MANIFEST: bundle.raw_manifest, **bundle.contents}
         return {"model.py": _MODEL_PY.encode(), **{f"bundle/{name}": data for name, data in content.items()}}
     return {"model.plan" if backend == "tensorrt_plan" else "model.onnx": bundle.contents[artifact.file]}
 

@@ -122,7 +122,8 @@ class _Replica:
 
 def _read(path: Path) -> dict[str, bytes]:
     """The contents of every file of a bundle."""
-    return {**open_bundle(path).contents, MANIFEST: (path / MANIFEST).read_bytes()}
+    bundle = open_bundle(path)
+    return {MANIFEST: bundle.raw_manifest, **bundle.contents}
 
 
 def _write(files: Mapping[str, Mapping[str, bytes]], folder: Path) -> dict[str, Path]:

@@ -150,6 +150,13 @@ def test_the_python_backend_gets_a_copy_of_the_bundle(bundle_path: Path, reposit
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_MODEL
 
 
+def test_the_python_backend_gets_the_bundle_that_was_opened(spec: KanSpec, classifier: KanSpec, tmp_path: Path) -> None:
+    bundle = export(spec, tmp_path / "b")
+    export(classifier, tmp_path / "b")  # meanwhile
+    version = to_triton(bundle, TritonOptions(tmp_path / "models", backend="python"))
+    assert open_bundle(version / "bundle").manifest == bundle.manifest
+
+
 def test_the_python_backend_takes_float32_whatever_the_graph_has(spec: KanSpec, tmp_path: Path) -> None:
     bundle = export(spec, tmp_path / "b", precision="fp16", tolerance=1.0)
     version = to_triton(bundle, TritonOptions(tmp_path / "models", backend="python"))
