@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import io
 import json
 import re
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,6 +49,7 @@ _FORMAT = "relukan-deploy bundle"
 _NO_DIGEST = "0" * 64
 _MOST_MANIFEST_BYTES = 1 << 26  # a name of 60 characters for each of a million inputs
 _MOST_GOLDEN_BYTES = 1 << 30
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # leads nowhere else
 
 ArtifactKind = Literal["onnx", "tensorrt", "tensorrt-rtx"]
@@ -234,7 +237,7 @@ def _check_replaceable(path: Path) -> None:
 def _is_bundle(path: Path) -> bool:
     """Whether `path` is a bundle, damaged or not. Other tools write a manifest.json too."""
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
+        content = json.loads(_read(path / MANIFEST, _MOST_MANIFEST_BYTES))
     except (FileNotFoundError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("format") == _FORMAT
@@ -264,18 +267,30 @@ def _read_manifest(path: Path) -> bytes:
     if not path.is_dir():
         raise BundleError(f"{path} is not a bundle: expected the folder that relukan-export wrote")
     try:
-        size = (path / MANIFEST).stat().st_size
-        if size > _MOST_MANIFEST_BYTES:
-            raise BundleError(f"{path / MANIFEST} has {size} bytes, expected at most {_MOST_MANIFEST_BYTES}")
-        return (path / MANIFEST).read_bytes()
+        raw = _read(path / MANIFEST, _MOST_MANIFEST_BYTES)
     except OSError as error:
         raise BundleError(f"{path} is not a bundle: it has no readable {MANIFEST} ({error.strerror})") from error
+    if len(raw) > _MOST_MANIFEST_BYTES:
+        raise BundleError(f"{path / MANIFEST} is too large, expected at most {_MOST_MANIFEST_BYTES} bytes")
+    return raw
+
+
+def _read(path: Path, most: int) -> bytes:
+    """What a file holds, or if that is more than `most` bytes, so many and one more.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which may have no end.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with path.open("rb") as file:
+        return file.read(min(status.st_size, most) + 1)
 
 
 def _read_checked(path: Path, entry: File) -> bytes:
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size == entry.bytes else b""  # a wrong size is not read at all
+        data = _read(path, entry.bytes)
     except OSError as error:
         raise BundleError(
             f"{path} is missing or cannot be read ({error.strerror}): export the network again"
@@ -299,7 +314,7 @@ def _parse(path: Path, raw: bytes) -> Manifest:
             f"{where} has schema version {version!r}, this release reads {SCHEMA_VERSION}: upgrade relukan-deploy"
         )
     digest = str(content.pop("manifest_sha256", ""))
-    if sha256(raw.replace(digest.encode(errors="replace"), _NO_DIGEST.encode())) != digest:
+    if not _DIGEST.fullmatch(digest) or sha256(raw.replace(digest.encode(), _NO_DIGEST.encode())) != digest:
         raise BundleError(f"{where} has changed since it was written: its SHA-256 differs. Export the network again")
     try:
         manifest = msgspec.convert(content, Manifest)
@@ -329,6 +344,11 @@ def _check(manifest: Manifest) -> None:
     for interval in manifest.domain:
         if interval is not None and not interval[0] < interval[1]:
             raise ValueError(f"the domain holds {interval}, expected low < high")
+    if not any(artifact.kind == "onnx" for artifact in manifest.artifacts):
+        raise ValueError("artifacts has no onnx entry, expected the graph that every export writes")
     for artifact in manifest.artifacts:
+        for name, shape in artifact.constants.items():
+            if min(shape, default=1) < 1:
+                raise ValueError(f"the constant {name!r} of {artifact.file} has the shape {shape}, expected 1 or more")
         if artifact.kind != "onnx" and not (artifact.batch and 1 <= artifact.batch[0] <= artifact.batch[2]):
             raise ValueError(f"{artifact.file} has the batch sizes {artifact.batch}")

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -180,6 +181,45 @@ def test_a_folder_in_the_place_of_a_file_is_refused(copied: Path) -> None:
         open_bundle(copied)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    os.mkfifo(copied / name)
+    with pytest.raises(BundleError, match=rf"{name}.*\(not a regular file\)"):
+        open_bundle(copied)
+
+
+def test_a_manifest_without_an_end_is_refused(copied: Path) -> None:
+    (copied / "manifest.json").unlink()
+    (copied / "manifest.json").symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match=r"manifest\.json \(not a regular file\)"):
+        open_bundle(copied)
+
+
+def test_a_pipe_in_the_place_of_the_manifest_is_not_replaced(spec: KanSpec, copied: Path) -> None:
+    (copied / "manifest.json").unlink()
+    os.mkfifo(copied / "manifest.json")
+    with pytest.raises(BundleError, match=r"cannot be written \(.*not a regular file"):
+        export(spec, copied)
+
+
+def test_a_manifest_that_is_too_large_is_refused(copied: Path) -> None:
+    os.truncate(copied / "manifest.json", 1 << 40)  # takes no room on the disk
+    with pytest.raises(BundleError, match=r"manifest\.json is too large, expected at most 67108864 bytes"):
+        open_bundle(copied)
+
+
+@pytest.mark.parametrize("digest", ["", '"', "0" * 63, "A" * 64])
+def test_a_hash_that_is_none_is_refused_before_it_is_looked_for(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
+    content = {**read_json(copied), "manifest_sha256": digest}
+    (copied / "manifest.json").write_text(json.dumps(content))
+    monkeypatch.delattr(relukan_deploy.bundle, "sha256")  # of what would be 64 times as large
+    with pytest.raises(BundleError, match="has changed since it was written"):
+        open_bundle(copied)
+
+
 def test_a_truncated_manifest_is_refused_wherever_it_ends(copied: Path) -> None:
     good = (copied / "manifest.json").read_bytes()
     for size in range(0, len(good), 7):
@@ -252,7 +292,7 @@ BAD_FIELDS: dict[str, tuple[Any, ...]] = {
     "targets": ("mass", 5, {}, [3]),
     "labels": ("ab", 5, ["a"], ["a", 2]),
     "domain": ("abc", None, 5, [], [None], [[0, 1]] * 2, [[0, 1]] * 4, [[0, 1], [0], [0, 1]], [["0", "1"]] * 3),
-    "artifacts": ("abc", None, 5, {}, [5], [None], [[]], [{}], ["model.onnx"]),
+    "artifacts": ("abc", None, 5, {}, [], [5], [None], [[]], [{}], ["model.onnx"]),
     "source": ("abc", None, 5, [], {"file": 5}),
     "versions": ("abc", None, 5, [], {"numpy": 2}),
     "created": NOT_TEXT,
@@ -270,6 +310,7 @@ BAD_ARTIFACT_FIELDS: dict[str, tuple[Any, ...]] = {
     "reason": (3, [], True),
     "parity": ([], "x", 5),
     "details": (None, [], "x"),
+    "constants": ([], {"w": 3}, {"w": [2.0]}, {"w": [4, 0]}, {"w": [-1]}),
 }
 BAD_ENTRY_FIELDS: dict[str, tuple[Any, ...]] = {
     "sha256": (*NOT_TEXT, "", "0" * 64),
