@@ -158,13 +158,20 @@ def constants_like(
             **_write(spec, layers, form, emit, shift, scale).constants,
         }
         try:
-            return {name: np.broadcast_to(made[name], shape) for name, shape in shapes.items()}
+            return {name: _spread(name, made[name], shape) for name, shape in shapes.items()}
         except (KeyError, ValueError):
             continue
     raise InputError(
         "the graph has no place for this network's constants: it was exported from one with other inputs, hidden "
         "features or bumps. Export the network anew with relukan-export"
     )
+
+
+def _spread(name: str, array: Float64Array, shape: tuple[int, ...]) -> Float64Array:
+    """A constant in the shape it has in another graph. Raises ValueError where that changes what it means."""
+    if name.endswith(("weight", "bias")) and array.shape != shape:  # each number of a sum stands there once
+        raise ValueError(f"{name} is {array.shape}, not {shape}")
+    return np.broadcast_to(array, shape)
 
 
 def _write(

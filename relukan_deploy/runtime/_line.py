@@ -141,8 +141,8 @@ class Line:
             self._busy = False
             if here is None:
                 return 0.0
-            if self._waiting and next(iter(self._waiting)).loop is here:
-                return self._due(now)
+            if self._end is None and self._waiting and next(iter(self._waiting)).loop is here:
+                return self._due(now)  # at the end it is the worker's, which leaves when nothing waits
             if self._waiting or self._end is not None:
                 self._ring()
             return None

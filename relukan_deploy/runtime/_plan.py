@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .._tensorrt import Flavour, import_tensorrt, make_logger
 from ..bundle import Artifact
-from ..errors import BundleError, InputError
+from ..errors import BundleError, InputError, RelukanError
 from ..lowering import storage_dtype
 from ._cuda import Cuda
 from ._graphs import preparing
@@ -86,11 +86,11 @@ class Plan:
         shape = (1, self._in_features, 1, rows) if last else (rows, self._in_features, 1)
         fits = context.set_input_shape("x", shape)
         if not (fits and context.set_tensor_address("x", x) and context.set_tensor_address("y", y)):
-            raise BundleError(f"{self._flavour} does not take a batch of {rows}: {self._said()}")
+            raise RelukanError(f"{self._flavour} does not take a batch of {rows}: {self._said()}")
 
     def enqueue(self, context: Any, stream: int) -> None:
         if not context.execute_async_v3(stream):
-            raise BundleError(f"{self._flavour} could not run {self._artifact.file}: {self._said()}")
+            raise RelukanError(f"{self._flavour} could not run {self._artifact.file}: {self._said()}")
 
     def obstacle(self, context: Any, stream: int) -> str | None:
         """Why what the context enqueues cannot be captured into a graph, as far as is known before."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Artifact
-from ..errors import BundleError, MissingDependencyError
+from ..errors import BundleError, MissingDependencyError, RelukanError
 from ..lowering import storage_dtype
 from .runner import Backend, Rows, from_graph, parts, to_graph
 
@@ -54,7 +54,7 @@ class SessionBackend:
         try:
             return self._run(rows)
         except Exception as error:  # onnxruntime has a dozen exceptions without a common base
-            raise BundleError(f"ONNX Runtime could not run {self._artifact.file}: {error}") from error
+            raise RelukanError(f"ONNX Runtime could not run {self._artifact.file}: {error}") from error
 
     def _run(self, rows: Rows) -> Rows:
         count = len(rows)

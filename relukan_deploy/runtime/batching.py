@@ -104,9 +104,7 @@ class Batcher:
             InputError, QueueFull, ServiceClosed: as above, and at once. All else is in the future.
         """
         self._start()
-        rows = self._admit(x)
-        if rows is x or not rows.flags.owndata:
-            rows = rows.copy()
+        rows = self._admit(x).copy()  # they may be x itself, or share its memory
         since = time.monotonic()
         call = ThreadCall(rows, since, _deadline(since, timeout), self._line)
         self._line.put(call)

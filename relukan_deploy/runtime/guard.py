@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from ..bundle import Manifest
 from ..errors import InputError
 
-__all__ = ["Guard", "Nonfinite", "OutOfDomain", "Stats"]
+__all__ = ["Guard", "Limits", "Nonfinite", "OutOfDomain", "Stats", "limits_of"]
 
 logger = logging.getLogger("relukan_deploy.runtime")
 
 OutOfDomain = Literal["count", "warn", "raise", "clip"]
 Nonfinite = Literal["count", "raise"]
 Rows = NDArray[np.float32]
+Limits = tuple[Rows, Rows]
+"""The lowest and the highest value inside the domain of each input, in many equal rows ``(repeats, in)``."""
 
 _LIMIT_ELEMENTS = 1 << 13
 _LARGEST = float(np.finfo(np.float32).max)
@@ -58,7 +60,7 @@ class Guard:
 
     Attributes:
         refuses: whether `inspect` may raise.
-        only_counts: whether what happens to the rows does not depend on it.
+        clips: whether rows that are not inside are to be clipped before they are run.
 
     Raises:
         InputError: a policy is not one of these.
@@ -72,7 +74,7 @@ class Guard:
             if value not in choices:
                 raise InputError(f"{name} must be {', '.join(choices)}, got {value!r}")
         self.refuses = "raise" in (out_of_domain, nonfinite)
-        self.only_counts = not self.refuses and out_of_domain != "clip"
+        self.clips = out_of_domain == "clip"
         self._out_of_domain = out_of_domain
         self._nonfinite = nonfinite
         self._names = manifest.input_names
@@ -81,25 +83,17 @@ class Guard:
         self._outside = np.zeros(manifest.in_features, np.int64)
         self._not_finite = np.zeros(manifest.in_features, np.int64)
         self._warn_at = np.ones(manifest.in_features, np.int64)
-        self.set_domain(manifest.domain)
 
-    def set_domain(self, domain: Sequence[tuple[float, float] | None]) -> None:
-        """Takes another domain from now on, after the weights were replaced."""
-        # An input that never matters is everywhere inside, so that only NaN and infinity count.
-        wide = np.array([interval or (-_LARGEST, _LARGEST) for interval in domain])
-        low, high = _inwards(np.clip(wide, -_LARGEST, _LARGEST))
-        # Many rows of each: numpy compares equal shapes several times as fast as it broadcasts short rows.
-        repeats = max(1, _LIMIT_ELEMENTS // len(domain)), 1
-        self._limits = np.tile(low, repeats), np.tile(high, repeats)  # both at once, for other threads
-
-    def inspect(self, rows: Rows) -> Rows:
-        """The rows to run, for rows ``(batch, in)``: themselves, or clipped ones.
+    def inspect(self, rows: Rows, limits: Limits) -> bool:
+        """Whether all of rows ``(batch, in)`` is finite and inside the domain. Counts what is not.
 
         Raises:
             InputError: a policy refuses them; the message names the first such value.
         """
-        low, high = self._limits
-        return rows if _all_inside(rows, low, high) else self._outside_of(rows, low[:1], high[:1])
+        if _all_inside(rows, *limits):
+            return True
+        self._report(rows, limits[0][:1], limits[1][:1])
+        return False
 
     def answered(self, rows: int) -> None:
         with self._lock:
@@ -109,7 +103,7 @@ class Guard:
         with self._lock:
             return Stats(self._rows, tuple(self._outside.tolist()), tuple(self._not_finite.tolist()))
 
-    def _outside_of(self, rows: Rows, low: Rows, high: Rows) -> Rows:
+    def _report(self, rows: Rows, low: Rows, high: Rows) -> None:
         finite = np.isfinite(rows)
         outside = finite & ((rows < low) | (rows > high))
         with self._lock:
@@ -125,7 +119,6 @@ class Guard:
             raise InputError(f"row {row} has {self._names[index]} = {rows[row, index]}, expected a finite number")
         if self._out_of_domain == "raise" and outside.any():
             raise InputError(self._describe(rows, outside, int(np.argwhere(outside)[0][1]), low, high))
-        return np.clip(rows, low, high) if self._out_of_domain == "clip" else rows
 
     def _describe(self, rows: Rows, outside: NDArray[np.bool_], index: int, low: Rows, high: Rows) -> str:
         row = int(outside[:, index].argmax())
@@ -134,6 +127,15 @@ class Guard:
             f"[{low[0, index]:g}, {high[0, index]:g}], "
             "beyond which it no longer influences the answer"
         )
+
+
+def limits_of(domain: Sequence[tuple[float, float] | None]) -> Limits:
+    """The limits for a manifest's domain. An input that never matters is inside wherever it is finite."""
+    wide = np.array([interval or (-_LARGEST, _LARGEST) for interval in domain])
+    low, high = _inwards(np.clip(wide, -_LARGEST, _LARGEST))
+    # Many rows of each: numpy compares equal shapes several times as fast as it broadcasts short rows.
+    repeats = max(1, _LIMIT_ELEMENTS // len(domain)), 1
+    return np.tile(low, repeats), np.tile(high, repeats)
 
 
 def _all_inside(rows: Rows, low: Rows, high: Rows) -> bool:

@@ -53,10 +53,12 @@ def load(
         BundleError: the bundle is damaged, or no backend can run it here.
         ParityError: the golden inputs are answered wrongly on this machine.
         MissingDependencyError, MissingDeviceError: the backend that was asked for cannot run here.
-        InputError: there is no such backend or policy, or the bundle has nothing for it.
+        InputError: there is no such backend, policy or number of threads, or the bundle has nothing for it.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise InputError(f"backend must be auto, {', '.join(BACKENDS)}, got {backend!r}")
+    if threads != "auto" and (not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads must be 'auto' or at least 1, got {threads!r}")
     bundle = open_bundle(path)
     path = bundle.path
     guard = Guard(bundle.manifest, out_of_domain, nonfinite)

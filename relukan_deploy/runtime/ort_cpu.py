@@ -32,15 +32,12 @@ def open_backend(
     """model.onnx on the CPU.
 
     Raises:
-        InputError: the graph is bfloat16, for which ONNX Runtime has no Conv on a CPU; or threads is
-            no number of threads.
+        InputError: the graph is bfloat16, for which ONNX Runtime has no Conv on a CPU.
         BundleError: ONNX Runtime cannot load the graph.
     """
     if artifact.precision == "bf16":
         raise InputError("ONNX Runtime has no bfloat16 Conv on a CPU: export with --precision fp32 to answer on one")
     if threads != "auto":
-        if isinstance(threads, str) or threads < 1:
-            raise InputError(f"threads must be 'auto' or at least 1, got {threads!r}")
         return _open(model, artifact, out_features, threads)
     best = _open(model, artifact, out_features, 1)
     seconds = _trial(best, in_features)

@@ -7,6 +7,7 @@ this file, from the caller's rows to the graph's layout and type and back.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -20,7 +21,7 @@ from ..lowering import constants_like
 from ..parity import compare, golden_inputs
 from ..spec import KanSpec, Layout, Precision
 from ._arrays import is_on_gpu
-from .guard import Guard, Stats
+from .guard import Guard, Limits, Stats, limits_of
 
 if TYPE_CHECKING:
     from ..model import ReLUKAN
@@ -72,7 +73,9 @@ class Runner:
         self.out_features = bundle.manifest.out_features
         self._bundle = bundle
         self._guard = guard
-        self._running: Backend | None = backend
+        # Replaced as one, so that nobody gets the weights of one network and the domain of another.
+        self._running: tuple[Backend, Limits] | None = (backend, limits_of(bundle.manifest.domain))
+        self._changing = threading.Lock()  # held to refit or close
 
     def __call__(self, x: Any, out: Any = None) -> Any:
         """y ``(batch, out)``, an array of its own, for x ``(batch, in)``. Any number of rows, none included.
@@ -105,13 +108,17 @@ class Runner:
         The first half of a call. Rows that were admitted one by one can be run together.
         """
         rows = as_rows(x, self.in_features)
-        return self._guard.inspect(rows) if self._guard.refuses else rows
+        if self._guard.refuses:
+            _, limits = self._running or self._closed()
+            self._guard.inspect(rows, limits)
+        return rows
 
     def run(self, rows: Rows) -> Rows:
         """The answers ``(batch, out)`` to admitted rows ``(batch, in)``: the second half of a call."""
-        backend = self._running or self._closed()
-        if not self._guard.refuses:
-            rows = self._guard.inspect(rows)
+        backend, limits = self._running or self._closed()
+        inside = not self._guard.refuses and self._guard.inspect(rows, limits)  # admitted rows were inspected
+        if self._guard.clips and not inside:
+            rows = np.clip(rows, limits[0][:1], limits[1][:1])
         y = backend.run(rows)
         self._guard.answered(len(rows))
         return y
@@ -142,7 +149,8 @@ class Runner:
                 place in the graph, or the engine was built without --refittable.
             ParityError: golden inputs are answered wrongly with the new weights; the old stay.
         """
-        backend = self._running or self._closed()
+        if self._running is None:
+            self._closed()
         spec = _read(model, grid, order)
         _check_same_network(spec, self._bundle)
         artifact = self.artifact
@@ -153,26 +161,21 @@ class Runner:
         constants = constants_like(
             spec, artifact.constants, layout=artifact.layout, form=artifact.form, precision=artifact.precision
         )
-        refitted = backend.with_constants(constants)
         x = golden_inputs(spec)
-        report = compare(
-            refitted.run,
-            x,
-            spec.evaluate(x),
-            tolerance=artifact.tolerance,
-            task=spec.task,
-            batches=[32, len(x)],
-        )
-        report.require(f"{artifact.file} with new weights")
-        self._guard.set_domain(spec.intervals)
-        self._running = refitted
+        y = spec.evaluate(x)
+        with self._changing:
+            backend, _ = self._running or self._closed()
+            refitted = backend.with_constants(constants)
+            report = compare(refitted.run, x, y, tolerance=artifact.tolerance, task=spec.task, batches=[32, len(x)])
+            report.require(f"{artifact.file} with new weights")
+            self._running = refitted, limits_of(spec.intervals)
 
     def _run_on_device(self, x: Any, out: Any) -> Any:
-        backend = self._running or self._closed()
+        backend, _ = self._running or self._closed()
         run_on_device = getattr(backend, "run_on_device", None)  # which only engines have
         if run_on_device is None:
             raise InputError(f"x is on the GPU, and {self.backend} answers what is in host memory: copy it there first")
-        if not self._guard.only_counts:
+        if self._guard.refuses or self._guard.clips:
             raise InputError(
                 "x is on the GPU, where its values are not inspected: load the bundle with out_of_domain='count' "
                 "and nonfinite='count', or give x in host memory"
@@ -186,9 +189,10 @@ class Runner:
 
     def close(self) -> None:
         """Frees what the runner holds on its device. Closing it again does nothing."""
-        backend, self._running = self._running, None
-        if backend is not None:
-            backend.close()
+        with self._changing:
+            running, self._running = self._running, None
+        if running is not None:
+            running[0].close()
 
 
 def _read(model: str | Path | ReLUKAN | FitResult | KanSpec, grid: int | None, order: int | None) -> KanSpec:
@@ -220,7 +224,7 @@ def as_rows(x: ArrayLike, in_features: int) -> Rows:
         return x  # the usual case, in a fifth of a microsecond
     try:
         array = np.asarray(x)
-    except ValueError as error:  # rows of different lengths
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths; a tensor with a gradient
         raise InputError(f"x must be (batch, {in_features}) numbers: {error}") from error
     if array.dtype != np.float32:
         if array.dtype.kind not in "fiu":

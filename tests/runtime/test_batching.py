@@ -388,3 +388,24 @@ def test_stats_say_how_long_requests_waited_and_batches_ran(batcher: Batcher, ru
 def test_limits_that_cannot_be_are_refused(runner: Doubling, limits: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(limits))):
         Batcher(runner, **limits)
+
+
+class Lender:
+    """An array-like that hands out its own memory."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Rows:
+        return self.rows
+
+
+def test_what_is_submitted_may_be_changed_right_away(runner: Doubling, batcher: Batcher) -> None:
+    first = occupy(batcher, runner)
+    given: list[Any] = [row(1), Lender(row(1)), np.asfortranarray(row(1, 3))[:1]]
+    futures = [batcher.submit(x) for x in given]
+    for x in given:
+        (x.rows if isinstance(x, Lender) else x)[...] = 7
+    runner.gate.set()
+    first.result(PATIENCE)
+    assert [future.result(PATIENCE).tolist() for future in futures] == [[[2, 2]]] * 3

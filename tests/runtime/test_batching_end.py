@@ -212,3 +212,35 @@ print("leaving")
 @pytest.mark.slow
 def test_a_process_ends_well_while_a_batch_runs(bundle_path: Path) -> None:
     assert run_script(LEAVE, str(bundle_path)) == "leaving\n"
+
+
+def test_closing_while_a_loop_runs_a_batch_does_not_wait_for_a_request_that_is_then_cancelled(
+    runner: Doubling,
+) -> None:
+    batcher = Batcher(runner, max_batch=1000)
+
+    async def ask() -> None:
+        for _ in range(20):
+            await batcher(row(0, 1000))  # until the loop knows that a batch is short, and runs it itself
+        tasks: list[asyncio.Task[object]] = []
+
+        async def cancel_the_next_after_a_batch() -> None:
+            await batcher(row(0, 1000))
+            tasks[1].cancel()
+
+        tasks.append(asyncio.create_task(cancel_the_next_after_a_batch()))
+        tasks.append(asyncio.create_task(batcher(row(1))))
+        runner.gate.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def close_meanwhile() -> None:
+        for _ in range(21):
+            assert runner.entered.acquire(timeout=PATIENCE)
+        threading.Timer(0.2, runner.gate.set).start()  # close() begins while the batch stands at the gate
+        batcher.close()
+
+    closer = threading.Thread(target=close_meanwhile, daemon=True)
+    closer.start()
+    run(ask())
+    closer.join(PATIENCE)
+    assert not closer.is_alive()

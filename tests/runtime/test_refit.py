@@ -106,12 +106,34 @@ def test_a_network_that_needs_less_fits_too(
     np.testing.assert_allclose(runner(x), less.evaluate(x), rtol=0, atol=1e-5)
 
 
+def with_one_hidden_feature(spec: KanSpec) -> KanSpec:
+    alive = np.arange(5) == 2
+    return with_layer(spec, 1, coefficients=spec.layers[1].coefficients * alive[:, np.newaxis])
+
+
+def with_one_bump(spec: KanSpec) -> KanSpec:
+    alive = np.arange(8) == 4
+    return with_layer(spec, 0, coefficients=spec.layers[0].coefficients * alive)
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+@pytest.mark.parametrize("layout", get_args(Layout))
+@pytest.mark.parametrize("change", [with_one_hidden_feature, with_one_bump])
+def test_what_is_left_of_a_network_is_not_repeated_over_the_places_of_the_old(
+    spec: KanSpec, tmp_path: Path, x: NDArray[Any], change: Callable[[KanSpec], KanSpec], layout: Layout, form: Form
+) -> None:
+    engine = EngineOptions(batch=(1, BATCH_OF[form], 64))
+    runner = load(export(spec, tmp_path / "bundle", layout=layout, engine=engine), backend=CPU)
+    runner.refit(change(spec))
+    np.testing.assert_allclose(runner(x), change(spec).evaluate(x), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("change", [without_a_bump_everywhere, without_a_hidden_feature, with_shared_intervals])
 def test_a_network_that_needs_more_has_no_place(
     spec: KanSpec, tmp_path: Path, change: Callable[[KanSpec], KanSpec]
 ) -> None:
     runner = load(export(change(spec), tmp_path / "bundle"), backend=CPU)
-    with pytest.raises(InputError, match="has no place for this network's constants.* Export the network anew"):
+    with pytest.raises(InputError, match=r"has no place for this network's constants.* Export the network anew"):
         runner.refit(spec)
 
 
@@ -206,3 +228,17 @@ def test_every_call_gets_one_network_or_the_other(
         thread.join()
     assert not wrong
     assert min(answered) > 0
+
+
+def test_a_runner_that_is_closed_during_a_refit_stays_closed(
+    runner: Runner, retrained: KanSpec, x: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def golden_inputs_and_close(spec: KanSpec) -> NDArray[Any]:
+        runner.close()
+        return x
+
+    monkeypatch.setattr("relukan_deploy.runtime.runner.golden_inputs", golden_inputs_and_close)
+    with pytest.raises(InputError, match=r"model\.onnx is closed"):
+        runner.refit(retrained)
+    with pytest.raises(InputError, match=r"model\.onnx is closed"):
+        runner(x)

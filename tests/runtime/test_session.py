@@ -25,7 +25,8 @@ CPU = "onnxruntime-cpu"
 
 
 def backend_of(runner: Runner) -> SessionBackend:
-    backend = runner._running
+    assert runner._running is not None
+    backend, _ = runner._running
     assert isinstance(backend, SessionBackend)
     return backend
 
@@ -156,7 +157,7 @@ def test_auto_doubles_the_threads_while_that_pays(
     assert opened[best] == chosen
 
 
-@pytest.mark.parametrize("threads", [0, -1, "many"])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "many", None])
 def test_no_number_of_threads_is_refused(bundle_path: Path, threads: Any) -> None:
     with pytest.raises(InputError, match="threads must be 'auto' or at least 1, got"):
-        load(bundle_path, backend=CPU, threads=threads)
+        load(bundle_path, threads=threads)
