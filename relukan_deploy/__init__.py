@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .api import export, verify
     from .checkpoint import load_checkpoint, save
     from .model import ReLUKAN, ReLUKANLayer
-    from .runtime import load
+    from .runtime.load import load
     from .train import fit
 
 __all__ = [
