@@ -295,10 +295,17 @@ def _signature(path: Path) -> Signature | None:
     """What changes when any file in the folder is written or replaced; None where there is no folder."""
     try:
         with os.scandir(path) as entries:
-            stats = sorted((entry.name, entry.stat()) for entry in entries)
+            stats = sorted((entry.name, _stat(entry)) for entry in entries)
     except OSError:
         return None
     return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError:
+        return entry.stat(follow_symlinks=False)  # a link that leads nowhere
 
 
 def by_name(bundles: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 from serving_tools import Network, some_rows, wait_until
 
-from relukan_deploy.errors import BundleError, InputError, NotReady, QueueFull, RelukanError, ServiceClosed, UnknownModel
+from relukan_deploy.errors import (
+    BundleError,
+    InputError,
+    NotReady,
+    QueueFull,
+    RelukanError,
+    ServiceClosed,
+    UnknownModel,
+)
 from relukan_deploy.runtime.serving.store import Model, Options, Store, by_name
 from relukan_deploy.spec import KanSpec
 
@@ -205,6 +213,12 @@ def test_who_asked_for_the_old_version_too_late_is_told(calm: Store, network: Ne
     calm.reload("ferns")
     with pytest.raises(UnknownModel, match="no version '1': version 2"):
         asyncio.run(calm.infer(old, X, version="1"))
+
+
+def test_a_link_that_leads_nowhere_hides_nothing_new(store: Store, network: Network, watch: Watch) -> None:
+    (network.path / "notes").symlink_to("nowhere")
+    (network.path / "model.onnx").write_bytes(b"damaged")
+    wait_until(lambda: watch.reloads == [False])
 
 
 def test_files_that_were_only_touched_are_no_new_version(store: Store, network: Network, watch: Watch) -> None:
