@@ -329,6 +329,8 @@ def _check(manifest: Manifest) -> None:
     for name in (*manifest.files, *(artifact.file for artifact in manifest.artifacts)):
         if not _FILE_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of a file in the folder")
+    if min((file.bytes for file in manifest.files.values()), default=0) < 0:
+        raise ValueError("a file has less than 0 bytes")
     if manifest.version < 1:
         raise ValueError(f"version is {manifest.version}, expected 1 or more")
     widths = manifest.widths

@@ -314,7 +314,7 @@ BAD_ARTIFACT_FIELDS: dict[str, tuple[Any, ...]] = {
 }
 BAD_ENTRY_FIELDS: dict[str, tuple[Any, ...]] = {
     "sha256": (*NOT_TEXT, "", "0" * 64),
-    "bytes": ("5", None, 5.5, -1, [], 0),
+    "bytes": ("5", None, 5.5, -1, -3, [], 0),
 }
 
 
