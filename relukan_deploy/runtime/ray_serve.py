@@ -2,9 +2,8 @@
 
     1. Where the application is built, every bundle is opened, which checks it, and its files are read.
     2. They travel inside the application: the nodes need this package, and no file of the bundle.
-    3. Each replica puts them into a folder for as long as it takes to open them from there, as
-       `relukan-serve` would, with every hash checked again. It takes requests once each model has
-       answered its golden inputs.
+    3. Each replica serves them as they were opened, and takes requests once each model has answered its
+       golden inputs.
 
 Nothing changes under a running replica. A retrained bundle is a new application: Ray starts its
 replicas, sends requests to those that are ready, and lets the old ones finish.
@@ -15,12 +14,11 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import MANIFEST, open_bundle
+from ..bundle import Bundle, open_bundle
 from ..errors import MissingDependencyError, ServiceClosed
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ _MOST_ONGOING = 1024  # requests in one replica. Ray's own limit of 5 would leav
 
 
 def ray_app(
-    bundles: str | Path | Mapping[str, str | Path],
+    bundles: str | Path | Bundle | Mapping[str, str | Path | Bundle],
     *,
     replicas: int | tuple[int, int] = (1, 4),
     target_ongoing_requests: float = 8.0,
@@ -77,14 +75,13 @@ def ray_app(
     from .serving.store import by_name
 
     inspect.signature(asgi_app).bind(bundles, **options)  # what is misspelt fails here, not on a node
-    files = {name: _read(path) for name, path in by_name(bundles).items()}
+    opened = {name: open_bundle(source) for name, source in by_name(bundles).items()}
 
     def build() -> Starlette:
         """Called by each replica as it starts."""
         if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
             logger.warning("Ray runs without RAY_SERVE_ENABLE_HA_PROXY=1: its default proxy passes on a tenth as much")
-        with tempfile.TemporaryDirectory(prefix="relukan-") as folder:
-            return asgi_app(_write(files, Path(folder)), **options)
+        return asgi_app(opened, **options)
 
     arguments = {"name": "relukan", "max_ongoing_requests": _MOST_ONGOING, **(deployment or {})}
     if isinstance(replicas, int):
@@ -118,19 +115,3 @@ class _Replica:
         await self(scope, receive, send)  # type: ignore[operator]
         if status != 200:
             raise ServiceClosed(f"a model of this replica does not answer any more: /v2/health/ready is {status}")
-
-
-def _read(path: Path) -> dict[str, bytes]:
-    """The contents of every file of a bundle."""
-    bundle = open_bundle(path)
-    return {MANIFEST: bundle.raw_manifest, **bundle.contents}
-
-
-def _write(files: Mapping[str, Mapping[str, bytes]], folder: Path) -> dict[str, Path]:
-    """Puts each bundle into a folder of its own in `folder`, and gives them by name."""
-    bundles = {name: folder / str(number) for number, name in enumerate(files)}
-    for name, path in bundles.items():
-        path.mkdir()
-        for file, content in files[name].items():
-            (path / file).write_bytes(content)
-    return bundles

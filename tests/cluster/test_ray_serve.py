@@ -5,8 +5,11 @@ The tests run in the order in which they stand: each goes on with what the last 
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +64,14 @@ def test_the_documented_service_answers(service: Cluster, table: Path) -> None:
         pass
     assert_nothing_was_lost(clients.seen)
     assert not clients.seen.failed
+
+
+def test_a_replica_looks_for_nothing_new(service: Cluster) -> None:
+    url = f"http://{service.addresses[0]}:8000/v2/repository/models/model/load"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=30)
+    with caught.value as answer:
+        assert "'model' was given as an opened bundle" in json.load(answer)["error"]
 
 
 def test_a_replica_is_added_when_requests_wait(service: Cluster, table: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ...bundle import Bundle
 from ...errors import MissingDependencyError
 from ..guard import Nonfinite, OutOfDomain
 
@@ -27,7 +28,7 @@ def needing_packages() -> Iterator[None]:
 
 
 def asgi_app(
-    bundles: str | Path | Mapping[str, str | Path],
+    bundles: str | Path | Bundle | Mapping[str, str | Path | Bundle],
     *,
     backend: str = "auto",
     threads: int | Literal["auto"] = 1,
@@ -42,12 +43,14 @@ def asgi_app(
 ) -> Starlette:
     """An application that serves bundles, to be run by any ASGI server or mounted into another one.
 
-    The bundles are open, and have answered their golden inputs, when it returns. New versions of them
-    are picked up. As an application of its own it answers what it has accepted and closes them when the
-    server ends; mounted into another, which does not tell it so, it keeps them until the process ends.
+    The bundles are open, and have answered their golden inputs, when it returns. As an application
+    of its own it answers what it has accepted and closes them when the server ends; mounted into
+    another, which does not tell it so, it keeps them until the process ends. Make it in the process
+    that serves: in one forked later, as by ``gunicorn --preload``, nothing looks for new versions.
 
     Args:
-        bundles: one, served under its folder's name, or several by name.
+        bundles: one, served under its folder's name, or several by name. Of folders new versions are
+            picked up; what `open_bundle` gave is served as it is.
         backend, threads, out_of_domain, nonfinite: as in `relukan_deploy.load`.
         max_batch, max_delay, max_queue: rows, seconds and rows, as in `Batcher`.
         api_keys: if any, every request but those to /v2/health has to bring one of them, as

@@ -92,7 +92,8 @@ class Store:
     """Keeps the newest version of some bundles open.
 
     Args:
-        bundles: the folders by the names under which they are served.
+        bundles: the folders by the names under which they are served. A bundle that is open already
+            is served as it is: nothing looks for new versions of it.
         options: how they are opened.
         poll_seconds: how often to look for new versions.
         observer: who is told.
@@ -103,7 +104,7 @@ class Store:
 
     def __init__(
         self,
-        bundles: Mapping[str, str | Path],
+        bundles: Mapping[str, str | Path | Bundle],
         options: Options | None = None,
         *,
         poll_seconds: float = 1.0,
@@ -118,7 +119,7 @@ class Store:
         if not poll_seconds > 0:
             raise InputError(f"poll_seconds must be greater than 0, got {poll_seconds}")
         self.options = options or Options()
-        self._paths = {name: Path(path) for name, path in bundles.items()}
+        self._sources = by_name(bundles)
         self._models: dict[str, Model] = {}
         self._seen: dict[str, Signature | None] = {}
         self._died: set[str] = set()  # models whose batcher has died, to be opened anew
@@ -135,10 +136,10 @@ class Store:
             ServiceClosed: `close` was called meanwhile.
         """
         try:
-            for name, path in self._paths.items():
+            for name, source in self._sources.items():
                 self._require_not_closed()
-                self._seen[name] = _signature(path)
-                self._models[name] = self._open(name, open_bundle(path))
+                self._seen[name] = _signature(source)
+                self._models[name] = self._open(name, open_bundle(source))
             self._require_not_closed()
         except BaseException:
             self.close()
@@ -146,7 +147,7 @@ class Store:
         self._watcher.start()
 
     def names(self) -> tuple[str, ...]:
-        return tuple(self._paths)
+        return tuple(self._sources)
 
     def models(self) -> list[Model]:
         """Those that are ready, each in its newest version."""
@@ -161,9 +162,9 @@ class Store:
         """
         model = self._models.get(name)
         if model is None:
-            if name in self._paths:
+            if name in self._sources:
                 raise NotReady(f"model {name!r} is still being opened: ask again in a moment")
-            raise UnknownModel(f"there is no model {name!r}: {', '.join(map(repr, self._paths))} is served here")
+            raise UnknownModel(f"there is no model {name!r}: {', '.join(map(repr, self._sources))} is served here")
         if version and version != model.version:
             raise UnknownModel(f"model {name!r} has no version {version!r}: version {model.version} is served here")
         return model
@@ -173,7 +174,7 @@ class Store:
         if self._stop.is_set():
             return False
         if name is None:
-            return len(self._models) == len(self._paths) and not self._died
+            return len(self._models) == len(self._sources) and not self._died
         try:
             self.get(name, version)
         except (NotReady, UnknownModel):
@@ -201,10 +202,16 @@ class Store:
 
         Raises:
             UnknownModel: it is not served here.
+            InputError: it was given as a bundle that was open already.
             RelukanError: what is there cannot be served, and the model stays as it is; or all is closed.
         """
         self.get(name)
-        return self._replace(name, _signature(self._paths[name]))
+        source = self._sources[name]
+        if isinstance(source, Bundle):
+            raise InputError(
+                f"{name!r} was given as an opened bundle, not as a folder to look into: start anew to serve another"
+            )
+        return self._replace(name, _signature(source))
 
     def observe(self) -> None:
         """Tells the observer about every model."""
@@ -250,8 +257,8 @@ class Store:
 
     def _watch(self, poll_seconds: float) -> None:
         while not self._stop.wait(poll_seconds):
-            for name, path in self._paths.items():
-                signature = _signature(path)
+            for name, source in self._sources.items():
+                signature = _signature(source)
                 if signature is None or (signature == self._seen[name] and name not in self._died):
                     continue  # nothing new, or the folder is just being replaced
                 try:
@@ -274,7 +281,7 @@ class Store:
             self._seen[name] = signature  # a version that fails is tried again when a file has changed
             old = self._models[name]
             try:
-                bundle = open_bundle(self._paths[name])
+                bundle = open_bundle(self._sources[name])
                 if bundle.manifest == old.manifest and name not in self._died:
                     return False
                 new = self._open(name, bundle)
@@ -291,10 +298,12 @@ class Store:
         return True
 
 
-def _signature(path: Path) -> Signature | None:
+def _signature(source: Path | Bundle) -> Signature | None:
     """What changes when any file in the folder is written or replaced; None where there is no folder."""
+    if isinstance(source, Bundle):
+        return ()
     try:
-        with os.scandir(path) as entries:
+        with os.scandir(source) as entries:
             stats = sorted((entry.name, _stat(entry)) for entry in entries)
     except OSError:
         return None
@@ -308,8 +317,9 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result:
         return entry.stat(follow_symlinks=False)  # a link that leads nowhere
 
 
-def by_name(bundles: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
-    """Bundles by the names under which they are served; a single path has its folder's name."""
-    if isinstance(bundles, Mapping):
-        return {name: Path(path) for name, path in bundles.items()}
-    return {Path(os.path.abspath(bundles)).name: Path(bundles)}  # not resolved: a link is named as it is seen
+def by_name(bundles: str | Path | Bundle | Mapping[str, str | Path | Bundle]) -> dict[str, Path | Bundle]:
+    """Bundles by the names under which they are served; a single one has its folder's name."""
+    if not isinstance(bundles, Mapping):
+        path = bundles.path if isinstance(bundles, Bundle) else bundles
+        bundles = {Path(os.path.abspath(path)).name: bundles}  # not resolved: a link is named as it is seen
+    return {name: source if isinstance(source, Bundle) else Path(source) for name, source in bundles.items()}

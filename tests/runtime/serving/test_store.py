@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from serving_tools import Network, some_rows, wait_until
 
+from relukan_deploy.bundle import open_bundle
 from relukan_deploy.errors import (
     BundleError,
     InputError,
@@ -86,6 +87,19 @@ def check(store: Store, network: Network) -> None:
     """Fails unless the store's newest version answers as it should."""
     model = store.get("ferns")
     network.check(model.version, X, model.batcher.submit(X).result())
+
+
+def kill(store: Store, model: Model) -> None:
+    """Has the model's batcher die, and the store notice."""
+
+    def die(rows: object) -> None:
+        raise SystemExit  # no Exception, which would be the answer
+
+    model.runner.run = die  # type: ignore[assignment, method-assign]
+    with pytest.raises(ServiceClosed):
+        model.batcher.submit(X).result(timeout=30)
+    with pytest.raises(ServiceClosed):
+        asyncio.run(store.infer(model, X))
 
 
 # --- what is served
@@ -174,6 +188,11 @@ def test_a_path_alone_is_served_under_its_own_name(tmp_path: Path, monkeypatch: 
     assert list(by_name(tmp_path / "current")) == ["current"]
     assert list(by_name(".")) == ["v3"]
     assert by_name({"a": "b"}) == {"a": Path("b")}
+
+
+def test_an_opened_bundle_alone_is_served_under_its_folders_name(bundle_path: Path) -> None:
+    bundle = open_bundle(bundle_path)
+    assert by_name(bundle) == {"bundle": bundle}
 
 
 # --- new versions
@@ -292,6 +311,19 @@ def test_a_link_that_leads_to_another_version_is_followed(
     store.close()
 
 
+def test_an_opened_bundle_is_served_as_it_is(network: Network) -> None:
+    store = Store({"ferns": open_bundle(network.path)}, poll_seconds=0.01)
+    store.open()
+    before = store.get("ferns")
+    network.export()
+    asyncio.run(asyncio.sleep(0.1))  # some looks
+    with pytest.raises(InputError, match="'ferns' was given as an opened bundle, not as a folder to look into"):
+        store.reload("ferns")
+    assert store.get("ferns") is before
+    check(store, network)
+    store.close()
+
+
 def test_asking_for_a_reload_tells_why_there_is_none(calm: Store, network: Network) -> None:
     shutil.rmtree(network.path)
     with pytest.raises(BundleError, match="is not a bundle"):
@@ -316,18 +348,22 @@ def test_an_unexpected_error_is_logged_with_its_traceback_and_the_watch_goes_on(
 
 def test_a_batcher_that_has_died_is_replaced(store: Store, network: Network) -> None:
     model = store.get("ferns")
-
-    def die(rows: object) -> None:
-        raise SystemExit  # no Exception, which would be the answer
-
-    model.runner.run = die  # type: ignore[assignment, method-assign]
-    with pytest.raises(ServiceClosed):
-        model.batcher.submit(X).result(timeout=30)
-    with pytest.raises(ServiceClosed):
-        asyncio.run(store.infer(model, X))
+    kill(store, model)
     wait_until(lambda: store.get("ferns") is not model)
     wait_until(store.ready)
     check(store, network)
+
+
+def test_a_batcher_of_an_opened_bundle_that_has_died_is_replaced_too(network: Network) -> None:
+    bundle = open_bundle(network.path)
+    shutil.rmtree(network.path)
+    store = Store({"ferns": bundle}, poll_seconds=0.01)
+    store.open()
+    model = store.get("ferns")
+    kill(store, model)
+    wait_until(lambda: store.get("ferns") is not model)
+    check(store, network)
+    store.close()
 
 
 @pytest.mark.slow
