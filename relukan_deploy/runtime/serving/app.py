@@ -6,6 +6,7 @@ and answers with two messages, since around a network of some microseconds every
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -27,12 +28,14 @@ from .bodies import Disconnected, compress, read_body
 from .describe import model_config, model_metadata, model_statistics, repository_index, server_metadata
 from .keys import Keys
 from .metrics import CONTENT_TYPE, Metrics
-from .oip import read_request, write_response
+from .oip import TooLarge, read_request, write_response
 from .store import Store
 
 __all__ = ["build_app"]
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+logger = logging.getLogger("relukan_deploy.serving")
 
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -134,13 +137,13 @@ class _Infer:
             body = await read_body(receive, self._limit, length, encoding)
             request = read_request(body, model.manifest.in_features, _header_length(header_length))
             answer = await self._store.infer(model, request.x, version=version, timeout=request.timeout)
+            model = answer.model
+            body, json_length = write_response(name, model.version, request, answer.y, model.manifest.labels)
         except Disconnected:
             return
         except BaseException as error:
             self._metrics.failed(name, model.version, error)
             raise
-        model = answer.model
-        body, json_length = write_response(name, model.version, request, answer.y, model.manifest.labels)
         headers = [_JSON if json_length is None else _BINARY]
         if json_length is not None:
             headers.append((b"inference-header-content-length", b"%d" % json_length))
@@ -246,20 +249,25 @@ class _Lock:
         await _json({"error": Keys.REFUSAL}, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
 
 
-# What a caller can do something about, and reads the message of. Triton answers with the same codes.
-_STATUS: dict[type[Exception], int] = {
+# What was raised on purpose, for a caller to read; the first that an error is an instance of. Triton answers
+# with the same codes.
+_STATUS: dict[type[RelukanError], int] = {
     UnknownModel: 404,
+    TooLarge: 413,
     InputError: 400,
     QueueFull: 503,
     DeadlineExceeded: 503,
     NotReady: 503,
     ServiceClosed: 503,
+    RelukanError: 500,
 }
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+        if status == 500:
+            logger.error("%s: %s", request.url.path, error, exc_info=error)
         headers = {} if status != 503 or isinstance(error, DeadlineExceeded) else {"retry-after": "1"}
         return _json({"error": str(error)}, status, headers)
     message = error.detail

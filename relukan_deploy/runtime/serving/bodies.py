@@ -12,13 +12,16 @@ from starlette.exceptions import HTTPException
 
 __all__ = ["Disconnected", "compress", "read_body"]
 
-_PATIENCE = 60.0  # seconds that the rest of a body may take to arrive
+_PATIENCE = 60.0  # seconds that a body may take to arrive
 _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _WORTH_COMPRESSING = 1 << 10  # bytes
 
 
-class Disconnected(Exception):  # noqa: N818
-    """The client has gone before its request was complete."""
+class Disconnected(HTTPException):
+    """The client has gone before its request was complete, and will not read the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "the body ends too early")
 
 
 async def read_body(
@@ -37,15 +40,7 @@ async def read_body(
     """
     if length is not None and length.isdigit() and (len(length) > 18 or int(length) > limit):
         raise _too_large(limit)
-    message = await receive()
-    if message["type"] != "http.request":
-        raise Disconnected
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        try:
-            body = await asyncio.wait_for(_rest(receive, body, limit), _PATIENCE)
-        except asyncio.TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {_PATIENCE:g} seconds") from None
+    body = await _arrival(receive, limit)
     if len(body) > limit:
         raise _too_large(limit)
     if encoding is None:
@@ -62,8 +57,32 @@ async def read_body(
     return await asyncio.to_thread(_decompress, body, name, limit)
 
 
-async def _rest(receive: Callable[[], Awaitable[Any]], first: bytes, limit: int) -> bytes:
-    parts, size = [first], len(first)
+async def _arrival(receive: Callable[[], Awaitable[Any]], limit: int) -> bytes:
+    """A body as it comes, within the patience there is."""
+    # Not asyncio.wait_for, whose task of its own takes longer than a small body.
+    task, late = asyncio.current_task(), False
+    assert task is not None
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(_PATIENCE, give_up)
+    try:
+        return await _whole(receive, limit)
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        getattr(task, "uncancel", int)()  # since Python 3.11 a task counts them
+        raise HTTPException(408, f"the body did not arrive within {_PATIENCE:g} seconds") from None
+    finally:
+        timer.cancel()
+
+
+async def _whole(receive: Callable[[], Awaitable[Any]], limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
     while size <= limit:
         message = await receive()
         if message["type"] != "http.request":

@@ -15,12 +15,14 @@ class Keys:
     """The keys of which a request has to bring one; with none of them everybody may ask.
 
     Raises:
-        InputError: a key that no header can carry.
+        InputError: a key that no header can carry, or one string instead of several.
     """
 
     REFUSAL = "an API key is needed here: send it as Authorization: Bearer KEY"
 
     def __init__(self, keys: Iterable[str]) -> None:
+        if isinstance(keys, str):  # of which each character would be a key
+            raise InputError("API keys must be a list of strings, got one string: write [key]")
         keys = tuple(keys)
         if not all(key and key.isascii() and key.isprintable() and " " not in key for key in keys):
             raise InputError("an API key must be printable ASCII characters without spaces, and at least one of them")

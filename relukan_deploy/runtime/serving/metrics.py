@@ -23,6 +23,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
+from starlette.exceptions import HTTPException
 
 from ...errors import DeadlineExceeded, InputError, QueueFull
 from ..batching import BatcherStats
@@ -36,7 +37,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MODEL = ("model", "version")
 _SECONDS = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5)
 # Triton's counters do not end in "_total", and prometheus_client's always do.
-_TRITON_TOTAL = re.compile(rb"\b(nv_\w+)_total\b")
+_TRITON_TOTAL = re.compile(rb"^((?:# \w+ )?nv_\w+)_total\b", re.MULTILINE)
 # When each series began, which nobody asks and which doubles the lines.
 _CREATED = re.compile(rb"^(# \w+ )?\w+_created[ {].*\n", re.MULTILINE)
 
@@ -121,7 +122,8 @@ class Metrics:
         elif isinstance(error, asyncio.CancelledError):
             reason = "CANCELED"
         else:
-            reason = "OTHER" if isinstance(error, InputError) else "BACKEND"
+            told = isinstance(error, HTTPException) and error.status_code < 500
+            reason = "OTHER" if told or isinstance(error, InputError) else "BACKEND"
         self._failure.labels(name, version, reason).inc()
 
     def observe(self, model: Model) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "INPUT",
     "OUTPUT",
     "InferRequest",
+    "TooLarge",
     "Wanted",
     "check_input",
     "pack_strings",
@@ -42,6 +43,13 @@ Rows = NDArray[np.float32]
 _WIRE = np.dtype("<f4")
 _NUMBERS = {float, int}  # and not bool, which numpy would take for one
 _brief = reprlib.repr  # of what came, however large it is
+# What the event loop reads and writes at once, while everybody waits: some tens of milliseconds.
+_LONGEST_JSON = 8 << 20  # bytes; parsed it takes up to forty times as much
+_MOST_CLASSES = 1 << 16
+
+
+class TooLarge(InputError):  # noqa: N818  as its status code is called
+    """A request with more JSON than one may have."""
 
 
 class Wanted(NamedTuple):
@@ -84,11 +92,17 @@ def read_request(body: bytes, in_features: int, header_length: int | None = None
         header_length: how many bytes of it are JSON, or None for all.
 
     Raises:
+        TooLarge: its JSON is longer than 8 MiB, which only numbers in it can be.
         InputError: it is not a request for one tensor of `in_features` columns.
     """
     if header_length is not None and header_length > len(body):
         raise InputError(f"the JSON header should be {header_length} bytes long, the whole body is {len(body)}")
     header = body if header_length is None else body[:header_length]
+    if len(header) > _LONGEST_JSON:
+        raise TooLarge(
+            f"the JSON of a request may have {_LONGEST_JSON} bytes, got {len(header)}: "
+            "send the tensor in the binary form"
+        )
     try:
         content = orjson.loads(header)
     except orjson.JSONDecodeError as error:
@@ -234,6 +248,9 @@ def write_response(
     Args:
         y: ``(rows, out)``.
         labels: of the outputs, for the classes.
+
+    Raises:
+        InputError: more classes are wanted than `top_classes` gives.
     """
     raw: bytes | None = None
     if request.wanted.classes:
@@ -264,8 +281,16 @@ def top_classes(y: Rows, count: int, labels: Sequence[str] | None = None) -> lis
     """For each row the `count` largest outputs, largest first, as "value:index" or "value:index:label".
 
     Of equal ones the first is first, and NaN comes last. At most as many as there are outputs.
+
+    Raises:
+        InputError: they would be more than 65536 in all.
     """
     count = min(count, y.shape[1])
+    if len(y) * count > _MOST_CLASSES:
+        raise InputError(
+            f"classification gives at most {_MOST_CLASSES} classes at once, not {count} for each of {len(y)} rows: "
+            "send fewer rows, or leave it out and get all outputs as numbers"
+        )
     order = np.argsort(-y, axis=1, kind="stable")[:, :count]
     names = [f"{index}:{label}" for index, label in enumerate(labels)] if labels else range(y.shape[1])
     values = np.take_along_axis(y, order, axis=1)

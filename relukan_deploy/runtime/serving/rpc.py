@@ -35,7 +35,6 @@ from .oip import (
     read_outputs,
     read_timeout,
     rows_from_bytes,
-    rows_from_numbers,
     top_classes,
 )
 from .store import Answer, Rows, Store
@@ -166,7 +165,7 @@ class _Service(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]  # unt
                 raise
             except RelukanError as error:
                 message = f"the new version of model {name!r} cannot be served: {error}"
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, _short(message))
             return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -227,10 +226,10 @@ class _Service(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]  # unt
             limits = [each for each in (remaining, read_timeout(_parameters(request))) if each is not None]
             timeout = min(limits, default=None)
             answer = await self._store.infer(model, x, version=request.model_version, timeout=timeout)
+            response = _write_response(request.id, answer, classes)
         except BaseException as error:
             self._metrics.failed(model.name, model.version, error)
             raise
-        response = _write_response(request.id, answer, classes)
         self._metrics.answered(model.name, answer.model.version, time.perf_counter() - began)
         return response
 
@@ -262,9 +261,16 @@ def _told(error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a client is told of an error."""
     for kind, code in _CODES.items():
         if isinstance(error, kind):
-            return code, str(error)
+            if code is grpc.StatusCode.INTERNAL:
+                logger.error("%s", error, exc_info=error)
+            return code, _short(str(error))
     logger.error("%s", _SORRY, exc_info=error)
     return grpc.StatusCode.INTERNAL, _SORRY
+
+
+def _short(message: str) -> str:
+    """What fits where gRPC puts it: a client refuses metadata of some kilobytes, and with it the status."""
+    return message if len(message) <= 500 else f"{message[:300]} ... {message[-180:]}"
 
 
 def _authorization(context: Any) -> bytes | None:
@@ -288,7 +294,10 @@ def _read_rows(request: Any, in_features: int) -> Rows:
         raise InputError("input 'x' is in shared memory, which this server does not read: send its data")
     raw = request.raw_input_contents
     if not raw:
-        return rows_from_numbers(list(tensor.contents.fp32_contents), rows, in_features)
+        numbers = tensor.contents.fp32_contents
+        # As a message of their own they are serialized as raw floats behind its head: no list of millions.
+        message = pb.InferTensorContents(fp32_contents=numbers).SerializeToString()
+        return rows_from_bytes(message[len(message) - 4 * len(numbers) :], rows, in_features)
     if len(raw) != 1 or tensor.HasField("contents"):
         raise InputError(
             "input 'x' must be in one entry of raw_input_contents, or in its fp32_contents, and not in both"

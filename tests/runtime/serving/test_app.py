@@ -26,7 +26,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 
 from relukan_deploy import __version__
-from relukan_deploy.errors import BundleError, InputError, MissingDependencyError
+from relukan_deploy.errors import BundleError, InputError, MissingDependencyError, RelukanError
 from relukan_deploy.runtime.serving import asgi_app
 from relukan_deploy.runtime.serving.app import build_app
 from relukan_deploy.runtime.serving.metrics import Metrics
@@ -358,7 +358,15 @@ def test_a_client_that_goes_away_is_no_failure(client: Client, caplog: pytest.Lo
     assert caplog.records == []
 
 
-def ask_bare(app: Any, receive: Any, headers: list[tuple[bytes, bytes]]) -> int | None:
+def test_a_client_that_goes_away_from_elsewhere_is_no_failure(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    assert ask_bare(client.app, receive, [], "/v2/repository/index") == 400  # which nobody reads
+    assert caplog.records == []
+
+
+def ask_bare(app: Any, receive: Any, headers: list[tuple[bytes, bytes]], path: str = INFER) -> int | None:
     """The status of the answer to an inference request whose body comes like this, or None without one."""
     status = None
 
@@ -366,14 +374,17 @@ def ask_bare(app: Any, receive: Any, headers: list[tuple[bytes, bytes]]) -> int 
         nonlocal status
         status = message.get("status", status)
 
-    scope = {"type": "http", "method": "POST", "path": INFER, "root_path": "", "query_string": b"", "headers": headers}
+    scope = {"type": "http", "method": "POST", "path": path, "root_path": "", "query_string": b"", "headers": headers}
     asyncio.run(app(scope, receive, send))
     return status
 
 
-def test_a_body_that_does_not_arrive_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arrived", [[], [{"type": "http.request", "body": b"{", "more_body": True}]])
+def test_a_body_that_does_not_arrive_is_not_waited_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch, arrived: list[dict[str, Any]]
+) -> None:
     monkeypatch.setattr("relukan_deploy.runtime.serving.bodies._PATIENCE", 0.05)
-    messages: Iterator[dict[str, Any]] = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+    messages = iter(arrived)
 
     async def receive() -> dict[str, Any]:
         for message in messages:
@@ -517,6 +528,25 @@ def test_what_nobody_thought_of_is_500_and_says_nothing(
     with serving({"shield": bundle_path}) as client:
         monkeypatch.setattr("relukan_deploy.runtime.runner.Runner.run", fail)
         assert_error(client.infer(), 500, "something went wrong in the server; its log says what")
+
+
+def test_a_fault_of_the_backend_is_500_and_told(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: object, rows: object) -> None:
+        raise RelukanError("the device is lost")
+
+    with serving({"shield": bundle_path}) as client:
+        monkeypatch.setattr("relukan_deploy.runtime.runner.Runner.run", fail)
+        assert_error(client.infer(), 500, "the device is lost")
+    assert "the device is lost" in caplog.text
+
+
+def test_json_without_end_is_too_large(bundle_path: Path) -> None:
+    with serving({"shield": bundle_path}) as client:
+        body = gzip.compress(b"[" + b"[]," * (3 << 20) + b"[]]", 1)
+        response = client("POST", INFER, content=body, headers={"Content-Encoding": "gzip"})
+    assert_error(response, 413, "send the tensor in the binary form")
 
 
 def test_after_the_end_it_says_so(bundle_path: Path) -> None:
@@ -664,6 +694,7 @@ def test_a_bundle_that_cannot_be_served_is_refused_before_there_is_an_applicatio
     ("options", "message"),
     [
         ({"max_request_bytes": 0}, "max_request_bytes must be at least 1, got 0"),
+        ({"api_keys": "s3cret"}, "a list of strings, got one string"),
         ({"api_keys": [""]}, "an API key must be printable ASCII"),
         ({"api_keys": ["two words"]}, "an API key must be printable ASCII"),
         ({"api_keys": ["schlüssel"]}, "an API key must be printable ASCII"),

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving_tools import Network, Rows, as_json, some_rows
+from starlette.exceptions import HTTPException
 
-from relukan_deploy.errors import DeadlineExceeded, InputError, QueueFull, ServiceClosed
+from relukan_deploy.errors import DeadlineExceeded, InputError, QueueFull, RelukanError, ServiceClosed
 from relukan_deploy.runtime.serving import asgi_app
 from relukan_deploy.runtime.serving.metrics import Metrics
 from relukan_deploy.spec import KanSpec
@@ -133,6 +134,9 @@ def test_failures_are_counted_by_their_reason(client: Client) -> None:
         (DeadlineExceeded(), "REJECTED"),
         (asyncio.CancelledError(), "CANCELED"),
         (InputError(), "OTHER"),
+        (HTTPException(413), "OTHER"),
+        (HTTPException(500), "BACKEND"),
+        (RelukanError(), "BACKEND"),
         (ServiceClosed(), "BACKEND"),
         (RuntimeError(), "BACKEND"),
     ],
@@ -159,6 +163,12 @@ def test_statistics_are_the_same_numbers(client: Client, path: str) -> None:
         "compute_infer": 2,
     }
     assert 0 < stats["compute_infer"]["ns"] < stats["success"]["ns"]
+
+
+def test_a_name_like_a_counters_stays_as_it_is() -> None:
+    metrics = Metrics()
+    metrics.answered("nv_model_total", "1", 0.001)
+    assert 'nv_inference_request_success{model="nv_model_total",version="1"} 1.0' in metrics.exposition().decode()
 
 
 def test_reloads_and_versions_are_counted(tmp_path: Path, make_spec: MakeSpec) -> None:

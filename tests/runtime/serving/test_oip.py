@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from serving_tools import Rows, as_json, read_json, some_rows
 
 from relukan_deploy.errors import InputError
-from relukan_deploy.runtime.serving.oip import InferRequest, Wanted, read_request, top_classes, write_response
+from relukan_deploy.runtime.serving.oip import (
+    InferRequest,
+    TooLarge,
+    Wanted,
+    read_request,
+    top_classes,
+    write_response,
+)
 
 X = some_rows(3, 4)
 
@@ -222,6 +229,14 @@ def test_bytes_that_do_not_fit_are_told_so(request_: tuple[bytes, int], message:
         read_binary(request_)
 
 
+def test_json_has_a_limit_of_its_own() -> None:
+    behind, length = binary(X)
+    request = behind[:length] + b" " * ((8 << 20) - length)
+    assert read_request(request + behind[length:], 4, len(request)).x.tobytes() == X.tobytes()
+    with pytest.raises(TooLarge, match="8388608 bytes, got 8388609: send the tensor in the binary form"):
+        read_request(request + b" " + behind[length:], 4, len(request) + 1)
+
+
 def test_a_message_is_short_however_much_came() -> None:
     for content in (tensor(name="z" * 100_000), tensor(shape=list(range(100_000))), {"inputs": "x" * 100_000}):
         with pytest.raises(InputError) as told:
@@ -350,6 +365,12 @@ def test_nan_comes_last() -> None:
 def test_there_are_no_more_classes_than_outputs() -> None:
     told, _ = answer(LOGITS, Wanted(9))
     assert told["outputs"][0]["shape"] == [2, 3]
+
+
+def test_there_is_a_most_of_classes() -> None:
+    assert len(top_classes(np.zeros((1 << 15, 3), np.float32), 2)) == 1 << 16
+    with pytest.raises(InputError, match="at most 65536 classes at once, not 3 for each of 32768 rows"):
+        top_classes(np.zeros((1 << 15, 3), np.float32), 3)
 
 
 def test_no_rows_have_no_classes() -> None:

@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from relukan_deploy import __version__
 from relukan_deploy.api import export
-from relukan_deploy.errors import InputError, MissingDependencyError
+from relukan_deploy.errors import InputError, MissingDependencyError, RelukanError
 from relukan_deploy.runtime.serving.metrics import Metrics
 from relukan_deploy.runtime.serving.rpc import start_rpc
 from relukan_deploy.runtime.serving.store import Options, Store
@@ -245,6 +245,12 @@ def test_what_is_not_served_is_not_found(client: Client, model: str, version: st
         client.get_model_metadata(model, version)
 
 
+def test_a_name_however_long_is_not_found(client: Client) -> None:
+    with pytest.raises(InferenceServerException, match=r"there is no model 'ä.* is served here") as caught:
+        client.get_model_metadata("ä" * 20_000)
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
+
+
 def _two_inputs(request: Any) -> None:
     request.inputs.add(name="x")
 
@@ -293,6 +299,17 @@ def _shared_memory(request: Any) -> None:
     request.inputs[0].parameters["shared_memory_region"].string_param = "region"
 
 
+def _other_count(request: Any) -> None:
+    del request.raw_input_contents[:]
+    request.inputs[0].contents.fp32_contents.extend([0.0] * 4)
+
+
+def _many_classes(request: Any) -> None:
+    request.inputs[0].shape[0] = 40_000
+    request.raw_input_contents[0] = bytes(40_000 * 12)
+    request.outputs.add(name="y").parameters["classification"].int64_param = 2
+
+
 def _bad_timeout(request: Any) -> None:
     request.parameters["timeout"].string_param = "soon"
 
@@ -305,13 +322,15 @@ def _bad_timeout(request: Any) -> None:
         (_two_contents, "and not in both"),
         (_two_raw, "and not in both"),
         (_too_short, "takes 12 bytes, got 11"),
-        (_no_contents, "needs 3 numbers, got 0"),
+        (_no_contents, "takes 12 bytes, got 0"),
         (_other_name, "the model's only input is 'x', got 'input'"),
         (_other_type, "must have the datatype FP32, got 'FP64'"),
         (_negative, r"must have the shape \[rows, 3\]"),
         (_huge, "takes .* bytes, got 12"),
         (_other_output, "the model's only output is 'y', got 'z'"),
         (_shared_memory, "is in shared memory"),
+        (_other_count, "takes 12 bytes, got 16"),
+        (_many_classes, "at most 65536 classes at once, not 2 for each of 40000 rows"),
         (_bad_timeout, "timeout must be a whole number of microseconds"),
     ],
 )
@@ -354,6 +373,22 @@ def test_an_error_of_the_model_is_internal_and_tells_nothing(
             ask(client, rows_of(1))
         assert ask(client, rows_of(1, width=4), "plants").shape == (1, 3)
     assert caught.value.status() == "StatusCode.INTERNAL"
+
+
+def test_a_fault_of_the_backend_is_internal_and_told(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(rows: Rows) -> Rows:
+        raise RelukanError("the device is lost")
+
+    with serving(bundles) as rpc, rpc.client() as client:
+        monkeypatch.setattr(rpc.store.get("shield").runner, "run", fail)
+        with pytest.raises(InferenceServerException, match="the device is lost") as caught:
+            ask(client, rows_of(1))
+        failures = [each for each in rpc.metrics.samples() if each.labels.get("reason") == "BACKEND"]
+    assert caught.value.status() == "StatusCode.INTERNAL"
+    assert "the device is lost" in caplog.text
+    assert [each.value for each in failures] == [1]
 
 
 # --- keys
