@@ -295,6 +295,18 @@ def test_a_port_in_use_is_told(bundle_path: Path, capsys: Capture, option: str) 
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_port_of_grpc_in_use_is_told_whatever_else_is_wrong(copied: Path) -> None:
+    (copied / "model.onnx").write_bytes(b"damaged")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with Process(copied, "--grpc-port", port, "--log-level", "error") as process:
+            code, errors = ends(process)
+    message = f"relukan-serve: error: gRPC cannot listen on 127.0.0.1 port {port}: choose another with --grpc-port\n"
+    assert (code, "Traceback" in errors) == (2, False), errors
+    assert errors.endswith(message)
+
+
 def test_an_address_of_somebody_else_is_told(bundle_path: Path, capsys: Capture) -> None:
     assert main([str(bundle_path), "--http-port", "0", "--host", "192.0.2.1"]) == 2
     message = "cannot listen on 192.0.2.1 port 0 (Cannot assign requested address): choose another --host"

@@ -21,9 +21,9 @@ from typing import Any
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...errors import InputError, ServiceClosed
+from ._protocol import Protocol
 from .app import build_app
 from .metrics import CONTENT_TYPE, Metrics
 from .store import Options, Store
@@ -102,7 +102,7 @@ async def _run_server(settings: Settings, sock: socket.socket, metrics: Metrics,
     app = build_app(store, metrics, api_keys=settings.api_keys, max_request_bytes=settings.max_request_bytes)
     config = uvicorn.Config(
         app,
-        http=HttpToolsProtocol,
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -122,6 +122,7 @@ async def _run_server(settings: Settings, sock: socket.socket, metrics: Metrics,
     finally:
         early = not opening.done()
         await asyncio.to_thread(store.close)
+        await asyncio.gather(opening, return_exceptions=True)  # what it says is said below, unless something else is
     try:
         await reporting
     except ServiceClosed:
