@@ -196,7 +196,7 @@ def open_bundle(path: str | Path | Bundle) -> Bundle:
             raise
         missing = {GOLDEN, *(artifact.file for artifact in manifest.artifacts)} - set(contents)
         if missing:
-            raise BundleError(f"{path / MANIFEST} lists no {', '.join(sorted(missing))}: export the network again")
+            raise BundleError(f"{path / MANIFEST} lists no {', '.join(sorted(missing))}: {_mend(path)}")
         return Bundle(path, manifest, raw, contents)
 
 
@@ -292,12 +292,14 @@ def _read_checked(path: Path, entry: File) -> bytes:
     try:
         data = _read(path, entry.bytes)
     except OSError as error:
-        raise BundleError(
-            f"{path} is missing or cannot be read ({error.strerror}): export the network again"
-        ) from error
+        raise BundleError(f"{path} is missing or cannot be read ({error.strerror}): {_mend(path.parent)}") from error
     if len(data) != entry.bytes or sha256(data) != entry.sha256:
-        raise BundleError(f"{path} has changed since it was written: its SHA-256 differs. Export the network again")
+        raise BundleError(f"{path} has changed since it was written: its SHA-256 differs. {_mend(path.parent)}")
     return data
+
+
+def _mend(path: Path) -> str:
+    return f"Export the network again: relukan-export CHECKPOINT -o {path}"
 
 
 def _parse(path: Path, raw: bytes) -> Manifest:
@@ -311,11 +313,12 @@ def _parse(path: Path, raw: bytes) -> Manifest:
     version = content.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{where} has schema version {version!r}, this release reads {SCHEMA_VERSION}: upgrade relukan-deploy"
+            f"{where} has schema version {version!r}, this release reads {SCHEMA_VERSION}: "
+            "upgrade relukan-deploy: pip install -U relukan-deploy"
         )
     digest = str(content.pop("manifest_sha256", ""))
     if not _DIGEST.fullmatch(digest) or sha256(raw.replace(digest.encode(), _NO_DIGEST.encode())) != digest:
-        raise BundleError(f"{where} has changed since it was written: its SHA-256 differs. Export the network again")
+        raise BundleError(f"{where} has changed since it was written: its SHA-256 differs. {_mend(path)}")
     try:
         manifest = msgspec.convert(content, Manifest)
         _check(manifest)

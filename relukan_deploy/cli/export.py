@@ -133,6 +133,10 @@ def _triton_options(arguments: argparse.Namespace) -> TritonOptions | None:
     given = [name for name in only_triton if getattr(arguments, name) is not None]
     if arguments.triton:
         options = {name.removeprefix("triton_"): getattr(arguments, name) for name in given}
+        if options.get("backend") == "tensorrt_plan" and (not arguments.trt or arguments.flavour == "tensorrt-rtx"):
+            raise InputError(
+                "tensorrt_plan serves an engine of TensorRT: add --trt --flavour tensorrt, on the target GPU"
+            )
         return TritonOptions(arguments.triton, **options)
     if given:
         raise InputError(f"--{given[0].replace('_', '-')} is a matter of Triton: add --triton REPO")

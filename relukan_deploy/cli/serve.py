@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import logging
 import math
@@ -108,7 +109,9 @@ def _names(bundles: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
     from ..runtime.serving.store import by_name
 
     if names and len(names) != len(bundles):
-        raise InputError(f"there are {len(bundles)} bundles and {len(names)} names: give --name once for each bundle")
+        raise InputError(
+            f"--name is given {len(names)} times for {len(bundles)} bundles: give it once for each, or not at all"
+        )
     named: dict[str, Path] = {}
     for bundle, name in zip(bundles, names or [next(iter(by_name(bundle))) for bundle in bundles], strict=True):
         if name in named:
@@ -135,25 +138,25 @@ def _is_loopback(host: str) -> bool:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 1 << 16:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {text}")
-    return port
+    if not text.isdecimal() or int(text) >= 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, got {text}")
+    return int(text)
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"must be seconds from 0 on, got {text}")
-    return seconds
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be seconds from 0 on, got {text}")
 
 
 def _threads(text: str) -> int | Literal["auto"]:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be auto or a whole number from 1 on, got {text}")
     return "auto" if text == "auto" else _count(text)

@@ -105,6 +105,12 @@ def _checked(bundle: Bundle, name: str, artifact: Artifact, threads: Threads, gu
             backend.run, x, y, tolerance=artifact.tolerance, task=bundle.manifest.task, batches=[32, len(x)]
         )
         report.require(f"{bundle.path / artifact.file} on {name}")
+    except ParityError as error:
+        backend.close()
+        checkpoint = bundle.manifest.source.get("file", "CHECKPOINT")
+        raise ParityError(
+            f"{error}. Export it for this machine: relukan-export {checkpoint} -o {bundle.path}"
+        ) from error
     except BaseException:
         backend.close()
         raise

@@ -148,6 +148,7 @@ class Runner:
             InputError: the network has another shape or meaning than this one, its constants have no
                 place in the graph, or the engine was built without --refittable.
             ParityError: golden inputs are answered wrongly with the new weights; the old stay.
+            MissingDependencyError: the extra "export" is not installed.
         """
         if self._running is None:
             self._closed()

@@ -316,8 +316,8 @@ def test_an_address_of_somebody_else_is_told(bundle_path: Path, capsys: Capture)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "b", "--name", "c"], "there are 2 bundles and 1 names: give --name once for each bundle"),
-        (["a", "--name", "c", "--name", "d"], "there are 1 bundles and 2 names"),
+        (["a", "b", "--name", "c"], "--name is given 1 times for 2 bundles: give it once for each, or not at all"),
+        (["a", "--name", "c", "--name", "d"], "--name is given 2 times for 1 bundles"),
         (["x/a", "y/a"], "x/a and y/a would both be served as 'a': tell them apart by --name"),
         (["a", "--api-key-file", "nothing"], "nothing cannot be read"),
         (["a", "--api-key-file", "empty"], "empty holds no key: write one a line"),

@@ -7,7 +7,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["MUTATIONS", "VALUES", "damaged", "resident_bytes", "rounds"]
+__all__ = ["GROWTH", "MUTATIONS", "VALUES", "damaged", "resident_bytes", "rounds"]
 
 MUTATIONS = 10_000
 GROWTH = 32 << 20  # bytes by which memory may differ after the first half

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutations import MUTATIONS, VALUES, damaged, rounds
+from mutations import GROWTH, MUTATIONS, VALUES, damaged, resident_bytes, rounds
 
 from relukan_deploy.bundle import open_bundle
 from relukan_deploy.errors import BundleError, RelukanError
@@ -119,7 +119,10 @@ def ask_damaged_graphs(folder: Path, begin: int, end: int) -> None:
     raw = (folder / "model.onnx").read_bytes()
     bundle = open_bundle(folder)
     x, y = bundle.golden()
+    before = 0
     for index in range(begin, end):
+        if index == (begin + end) // 2:
+            before = resident_bytes()
         (folder / "at").write_text(str(index))
         data = damaged(raw, random.Random(index))
         content["files"]["model.onnx"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -133,6 +136,7 @@ def ask_damaged_graphs(folder: Path, begin: int, end: int) -> None:
         except RelukanError:
             continue
         assert np.abs(answer - y).max() < 1e-4, index
+    assert resident_bytes() - before < GROWTH
 
 
 def test_a_graph_that_is_damaged_under_a_right_hash_is_refused_or_answers_rightly(copied: Path, tmp_path: Path) -> None:

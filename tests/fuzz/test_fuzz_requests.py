@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutations import MUTATIONS, VALUES, damaged, rounds
+from mutations import GROWTH, MUTATIONS, VALUES, damaged, rounds
 
 from relukan_deploy.runtime import asgi_app
 from relukan_deploy.spec import KanSpec
 
 pytestmark = pytest.mark.slow
 
-GROWTH = 32 << 20
 PATIENCE = 0.1  # seconds
 ROWS = np.random.default_rng(0).uniform(-0.5, 1.5, (4, 3)).astype(np.float32)
 

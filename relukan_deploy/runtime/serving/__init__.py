@@ -53,7 +53,7 @@ def asgi_app(
             picked up; what `open_bundle` gave is served as it is.
         backend, threads, out_of_domain, nonfinite: as in `relukan_deploy.load`.
         max_batch, max_delay, max_queue: rows, seconds and rows, as in `Batcher`.
-        api_keys: if any, every request but those to /v2/health has to bring one of them, as
+        api_keys: if any, every request but those to /v2/health and / has to bring one of them, as
             ``Authorization: Bearer KEY``.
         max_request_bytes: of a request's body, before and after it is decompressed.
         poll_seconds: how often to look for new versions.

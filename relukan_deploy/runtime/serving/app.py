@@ -103,7 +103,7 @@ def build_app(
         routes.append(Route(path, endpoints.unsupported, methods=["GET", "POST"]))
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(_Lock, keys)] if keys else [],
+        middleware=[Middleware(_Lock, keys=keys)] if keys else [],
         exception_handlers={HTTPException: _refuse, **dict.fromkeys(_STATUS, _refuse), Exception: _apologise},
         lifespan=lifespan,
     )

@@ -18,6 +18,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -193,8 +194,16 @@ def exposition(registry: CollectorRegistry) -> bytes:
 def shared_registry(folder: str) -> CollectorRegistry:
     """What all workers together have counted into a folder."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+    registry.register(_Filled(registry=None, path=folder))  # type: ignore[no-untyped-call]
     return registry
+
+
+class _Filled(MultiProcessCollector):
+    """Without the files that a worker has just made and not filled yet, which cannot be read."""
+
+    def collect(self) -> Any:
+        files = [file for file in Path(self._path).glob("*.db") if file.stat().st_size]
+        return self.merge([str(file) for file in files], accumulate=True)  # type: ignore[no-untyped-call]
 
 
 def _readable(registry: CollectorRegistry) -> CollectorRegistry:

@@ -113,7 +113,10 @@ class _Supervisor:
         process = multiprocessing.get_context("spawn").Process(
             target=_work, args=(self._settings, self._sock, theirs, at_once), name="relukan-serve worker"
         )
+        # Ctrl-C reaches a worker too, and finds it in the middle of its imports: blocked here, it stays so there.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         self._workers[pipe] = _Worker(process)
         if self._ending:  # the signal came while it was not among them
@@ -166,7 +169,6 @@ class _Supervisor:
 
 def _work(settings: Settings, sock: socket.socket, pipe: Connection, at_once: bool) -> None:
     """A worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody; the process above decides
     log_to_stderr(settings.log_level)
     threading.Thread(target=_end_with_parent, name="relukan-orphan", daemon=True).start()
     try:

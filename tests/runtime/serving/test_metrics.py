@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from relukan_deploy.errors import DeadlineExceeded, InputError, QueueFull, RelukanError, ServiceClosed
 from relukan_deploy.runtime.serving import asgi_app
-from relukan_deploy.runtime.serving.metrics import Metrics
+from relukan_deploy.runtime.serving.metrics import Metrics, exposition, shared_registry
 from relukan_deploy.spec import KanSpec
 
 MakeSpec = Callable[..., KanSpec]
@@ -199,3 +199,8 @@ def test_a_name_may_hold_anything_that_a_label_may(bundle_path: Path) -> None:
     families = text_string_to_metric_families(asyncio.run(ask()))
     names = {sample.labels.get("model") for family in families for sample in family.samples}
     assert names == {'a"b\\c ä'}
+
+
+def test_a_file_that_a_worker_has_only_just_made_does_not_stop_the_others_from_being_read(tmp_path: Path) -> None:
+    (tmp_path / "counter_123.db").touch()
+    assert exposition(shared_registry(str(tmp_path))) == b""
