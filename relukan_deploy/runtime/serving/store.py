@@ -272,7 +272,10 @@ class Store:
                         error,
                         exc_info=not isinstance(error, RelukanError),
                     )
-            self.observe()
+            try:
+                self.observe()
+            except Exception:  # nobody may stop the search for new versions
+                logger.exception("the models could not be observed")
 
     def _replace(self, name: str, signature: Signature | None) -> bool:
         """Opens what is in the folder now, and puts it in the place of the model unless it is the same."""
