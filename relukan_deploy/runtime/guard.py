@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..bundle import Manifest
 from ..errors import InputError
 
-__all__ = ["Guard", "Limits", "Nonfinite", "OutOfDomain", "Stats", "limits_of"]
+__all__ = ["Guard", "Limits", "Nonfinite", "OutOfDomain", "Rows", "Stats", "limits_of"]
 
 logger = logging.getLogger("relukan_deploy.runtime")
 

@@ -21,15 +21,13 @@ from ..lowering import constants_like
 from ..parity import compare, golden_inputs
 from ..spec import KanSpec, Layout, Precision
 from ._arrays import is_on_gpu
-from .guard import Guard, Limits, Stats, limits_of
+from .guard import Guard, Limits, Rows, Stats, limits_of
 
 if TYPE_CHECKING:
     from ..model import ReLUKAN
     from ..train import FitResult
 
-__all__ = ["Backend", "Runner", "as_rows", "element_dtype", "from_graph", "parts", "to_graph"]
-
-Rows = NDArray[np.float32]
+__all__ = ["Backend", "Rows", "Runner", "as_rows", "element_dtype", "from_graph", "parts", "to_graph"]
 
 
 class Backend(Protocol):

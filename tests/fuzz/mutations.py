@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-__all__ = ["GROWTH", "MUTATIONS", "VALUES", "damaged", "resident_bytes", "rounds"]
+__all__ = ["GROWTH", "MUTATIONS", "damaged", "resident_bytes", "rounds", "with_another_value"]
 
 MUTATIONS = 10_000
 GROWTH = 32 << 20  # bytes by which memory may differ after the first half
@@ -48,7 +50,7 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 
 _NUMBERS = (True, -1, 0, 1, 2, 2**31, 2**63, -(2**70), 1e308, 0.5)
-VALUES: tuple[object, ...] = (
+_VALUES: tuple[object, ...] = (
     *_NUMBERS,
     None,
     "",
@@ -59,3 +61,22 @@ VALUES: tuple[object, ...] = (
     [[]],
     {"a": 1},
 )  # in the place of another
+
+
+def with_another_value(content: Any, chance: random.Random) -> Any:
+    """JSON with one value somewhere in it replaced, removed or added."""
+    made = copy.deepcopy(content)
+    at: Any = made
+    while True:
+        key: Any = chance.choice(list(at)) if isinstance(at, dict) else chance.randrange(len(at))
+        if isinstance(at[key], (dict, list)) and at[key] and chance.random() < 0.8:
+            at = at[key]
+            continue
+        kind = chance.randrange(4)
+        if kind == 0:
+            del at[key]
+        elif kind == 1 and isinstance(at, list):
+            at.append(copy.deepcopy(chance.choice(_VALUES)))
+        else:
+            at[key] = copy.deepcopy(chance.choice(_VALUES))
+        return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import random
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutations import GROWTH, MUTATIONS, VALUES, damaged, resident_bytes, rounds
+from mutations import GROWTH, MUTATIONS, damaged, resident_bytes, rounds, with_another_value
 
 from relukan_deploy.bundle import open_bundle
 from relukan_deploy.errors import BundleError, RelukanError
@@ -25,25 +24,6 @@ from relukan_deploy.spec import KanSpec
 pytestmark = pytest.mark.slow
 
 Sign = Callable[[Path, dict[str, Any]], None]
-
-
-def with_another_value(content: dict[str, Any], chance: random.Random) -> dict[str, Any]:
-    """The manifest with one value somewhere in it replaced, removed or added."""
-    made = copy.deepcopy(content)
-    at: Any = made
-    while True:
-        key: Any = chance.choice(list(at)) if isinstance(at, dict) else chance.randrange(len(at))
-        if isinstance(at[key], (dict, list)) and at[key] and chance.random() < 0.8:
-            at = at[key]
-            continue
-        kind = chance.randrange(4)
-        if kind == 0:
-            del at[key]
-        elif kind == 1 and isinstance(at, list):
-            at.append(copy.deepcopy(chance.choice(VALUES)))
-        else:
-            at[key] = copy.deepcopy(chance.choice(VALUES))
-        return made
 
 
 def test_a_manifest_with_damaged_bytes_is_refused_by_name(copied: Path) -> None:

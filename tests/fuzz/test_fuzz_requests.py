@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutations import GROWTH, MUTATIONS, VALUES, damaged, rounds
+from mutations import GROWTH, MUTATIONS, damaged, rounds, with_another_value
 
 from relukan_deploy.runtime import asgi_app
 from relukan_deploy.spec import KanSpec
@@ -47,22 +47,6 @@ def request_binary() -> tuple[bytes, int]:
     tensor = {"name": "x", "datatype": "FP32", "shape": [4, 3], "parameters": {"binary_data_size": ROWS.nbytes}}
     head = json.dumps({"inputs": [tensor]}).encode()
     return head + ROWS.tobytes(), len(head)
-
-
-def with_another_value(content: Any, chance: random.Random) -> Any:
-    """The request with one value somewhere in it replaced or removed, or deeply nested."""
-    made = json.loads(json.dumps(content))
-    at: Any = made
-    while True:
-        key: Any = chance.choice(list(at)) if isinstance(at, dict) else chance.randrange(len(at))
-        if isinstance(at[key], (dict, list)) and at[key] and chance.random() < 0.8:
-            at = at[key]
-            continue
-        if chance.randrange(4) == 0:
-            del at[key]
-        else:
-            at[key] = chance.choice(VALUES)
-        return made
 
 
 def body_and_headers(chance: random.Random) -> tuple[bytes, list[tuple[bytes, bytes]]]:

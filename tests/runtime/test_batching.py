@@ -25,20 +25,6 @@ from relukan_deploy.runtime import Runner
 from relukan_deploy.runtime.batching import Batcher
 
 
-@pytest.fixture
-def runner() -> Doubling:
-    return Doubling()
-
-
-@pytest.fixture
-def batcher(runner: Doubling) -> Iterator[Batcher]:
-    """Batches of at most 8 rows, 20 waiting."""
-    batcher = Batcher(runner, max_batch=8, max_queue=20)
-    yield batcher
-    runner.gate.set()
-    batcher.close()
-
-
 @pytest.fixture(scope="module")
 def network(bundle_path: Path) -> Runner:
     return relukan_deploy.load(bundle_path)

@@ -25,7 +25,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ...errors import DeadlineExceeded, InputError, NotReady, QueueFull, RelukanError, ServiceClosed, UnknownModel
 from . import page
 from .bodies import Disconnected, compress, read_body
-from .describe import model_config, model_metadata, model_statistics, repository_index, server_metadata
+from .describe import (
+    LOAD_TAKES_NOTHING,
+    load_failure,
+    model_config,
+    model_metadata,
+    model_statistics,
+    repository_index,
+    server_metadata,
+    unload_refusal,
+)
 from .keys import Keys
 from .metrics import CONTENT_TYPE, Metrics
 from .oip import TooLarge, read_request, write_response
@@ -206,19 +215,19 @@ class _Endpoints:
         """Looks for a new version of a model now, rather than at the next poll."""
         content = await _read_object(request)
         if content.get("parameters"):
-            raise InputError("a bundle is served as it is: send no config and no files with a request to load it")
+            raise InputError(LOAD_TAKES_NOTHING)
         name = request.path_params["name"]
         try:
             await run_in_threadpool(self._store.reload, name)
         except (UnknownModel, NotReady, ServiceClosed):
             raise
         except RelukanError as error:
-            raise HTTPException(400, f"the new version of model {name!r} cannot be served: {error}") from error
+            raise HTTPException(400, load_failure(name, error)) from error
         return _json({})
 
     async def unload(self, request: Request) -> Response:
         name = self._store.get(request.path_params["name"]).name
-        raise HTTPException(501, f"model {name!r} is served as long as the server runs: end the server instead")
+        raise HTTPException(501, unload_refusal(name))
 
     async def metrics(self, request: Request) -> Response:
         return Response(await run_in_threadpool(self._metrics.exposition), headers={"content-type": CONTENT_TYPE})

@@ -14,9 +14,9 @@ from ... import __version__
 from .oip import INPUT, OUTPUT
 from .store import Model, Options, Store
 
-__all__ = ["SERVER", "model_config", "model_metadata", "model_statistics", "repository_index", "server_metadata"]
+__all__ = ["LOAD_TAKES_NOTHING", "load_failure", "model_config", "model_metadata", "model_statistics", "repository_index", "server_metadata", "unload_refusal"]
 
-SERVER = "relukan-deploy"
+LOAD_TAKES_NOTHING = "a bundle is served as it is: send no config and no files with a request to load it"
 
 # Those whose endpoints are there and do something. "schedule_policy" is the request's timeout.
 _EXTENSIONS = (
@@ -31,7 +31,7 @@ _PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan", "tensorrt
 
 
 def server_metadata() -> dict[str, Any]:
-    return {"name": SERVER, "version": __version__, "extensions": list(_EXTENSIONS)}
+    return {"name": "relukan-deploy", "version": __version__, "extensions": list(_EXTENSIONS)}
 
 
 def model_metadata(model: Model) -> dict[str, Any]:
@@ -105,3 +105,13 @@ def repository_index(store: Store, *, ready: bool = False) -> list[dict[str, str
         elif not ready:
             index.append({"name": name, "version": "", "state": "LOADING", "reason": "its bundle is being opened"})
     return index
+
+
+def load_failure(name: str, error: Exception) -> str:
+    """What is said where a new version was looked for, and cannot be served."""
+    return f"the new version of model {name!r} cannot be served: {error}"
+
+
+def unload_refusal(name: str) -> str:
+    """What is said to who wants a model to be unloaded."""
+    return f"model {name!r} is served as long as the server runs: end the server instead"

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
+from ..runner import Rows
 from ...errors import InputError
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 INPUT, OUTPUT = "x", "y"
-Rows = NDArray[np.float32]
 
 _WIRE = np.dtype("<f4")
 _NUMBERS = {float, int}  # and not bool, which numpy would take for one

@@ -25,6 +25,7 @@ from ...errors import (
     ServiceClosed,
     UnknownModel,
 )
+from ..runner import Rows
 from . import describe
 from .keys import Keys
 from .metrics import Metrics
@@ -37,7 +38,7 @@ from .oip import (
     rows_from_bytes,
     top_classes,
 )
-from .store import Answer, Rows, Store
+from .store import Answer, Store
 
 try:
     import grpc
@@ -157,22 +158,21 @@ class _Service(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]  # unt
         """Looks for a new version of a model now, rather than at the next poll."""
         async with self._answering(context):
             if request.parameters:
-                raise InputError("a bundle is served as it is: send no config and no files with a request to load it")
+                raise InputError(describe.LOAD_TAKES_NOTHING)
             name = request.model_name
             try:
                 await asyncio.to_thread(self._store.reload, name)
             except (UnknownModel, NotReady, ServiceClosed):
                 raise
             except RelukanError as error:
-                message = f"the new version of model {name!r} cannot be served: {error}"
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, _short(message))
+                message = _short(describe.load_failure(name, error))
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, message)
             return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with self._answering(context):
             name = self._store.get(request.model_name).name
-            message = f"model {name!r} is served as long as the server runs: end the server instead"
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, message)
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, describe.unload_refusal(name))
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with self._answering(context):

@@ -28,7 +28,7 @@ from .app import build_app
 from .metrics import CONTENT_TYPE, Metrics
 from .store import Options, Store
 
-__all__ = ["Ready", "Settings", "announce", "listen", "log_to_stderr", "run_server", "serve", "serving_metrics", "url"]
+__all__ = ["Ready", "Settings", "announce", "listen", "log_to_stderr", "run_server", "serve", "serving_metrics"]
 
 logger = logging.getLogger("relukan_deploy.serving")
 
@@ -209,15 +209,15 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen on {host} port {port} ({reason}): choose another --host or port") from error
 
 
-def url(host: str, port: int, scheme: str = "http") -> str:
+def _url(host: str, port: int, scheme: str = "http") -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def announce(host: str, sock: socket.socket, grpc_port: int | None, metrics_url: str | None) -> None:
     """Says on standard output where everything is, for people and for who started the server."""
-    places = [url(host, sock.getsockname()[1])]
+    places = [_url(host, sock.getsockname()[1])]
     if grpc_port is not None:
-        places.append(url(host, grpc_port, "grpc"))
+        places.append(_url(host, grpc_port, "grpc"))
     if metrics_url is not None:
         places.append(metrics_url)
     print("relukan-serve is ready:", *places, flush=True)
@@ -255,6 +255,6 @@ def serving_metrics(settings: Settings, exposition: Callable[[], bytes]) -> Iter
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, name="relukan-metrics", daemon=True).start()
         try:
-            yield url(settings.host, sock.getsockname()[1]) + "/metrics"
+            yield _url(settings.host, sock.getsockname()[1]) + "/metrics"
         finally:
             server.shutdown()

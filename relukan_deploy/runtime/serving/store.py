@@ -15,21 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 
 from ...bundle import Bundle, Manifest, open_bundle
 from ...errors import InputError, NotReady, RelukanError, ServiceClosed, UnknownModel
 from ..batching import Batcher
 from ..guard import Nonfinite, OutOfDomain
 from ..load import load
-from ..runner import Runner
+from ..runner import Rows, Runner
 
 __all__ = ["Answer", "Model", "Observer", "Options", "Store", "by_name"]
 
 logger = logging.getLogger("relukan_deploy.serving")
 
-Rows = NDArray[np.float32]
 # What a folder's files were like: of each its name, and what changes when it is written or replaced.
 Signature = tuple[tuple[str, int, int, int], ...]
 

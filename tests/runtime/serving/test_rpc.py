@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from serving_tools import wait_until
 import tritonclient.grpc as client_of
 import tritonclient.grpc.aio as aio_client_of
 from numpy.typing import NDArray
@@ -58,14 +59,6 @@ class Rpc:
     def await_pending(self, name: str, rows: int) -> None:
         """Waits until this many rows wait in the queue of a model."""
         wait_until(lambda: self.store.get(name).batcher.stats().pending == rows)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if holds():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("waited for 30 seconds")
 
 
 @contextlib.contextmanager
