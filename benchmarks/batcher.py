@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from relukan_deploy import export, load
+from relukan_deploy.bench.timing import Timing, measure, ratio
 from relukan_deploy.runtime import Batcher, Runner
 
 from ._networks import trained_like
 from ._report import header, micro, new_console, print_header, write_json
-from ._timing import Timing, measure, ratio
 
 NETWORKS = ((2, 5, 1), (4, 64, 64, 1))
 CLIENTS = (1, 8, 32)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from relukan_deploy.bench.timing import measure, ratio
 from relukan_deploy.exporters.to_onnx import to_onnx
 from relukan_deploy.lowering import choose_form
 from relukan_deploy.runtime._session import Level, make_session
@@ -29,7 +30,6 @@ from relukan_deploy.spec import Form, KanSpec, Layout, Precision
 
 from ._networks import trained_like
 from ._report import bound_call, header, micro, new_console, print_header, write_json
-from ._timing import measure, ratio
 
 NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10), (784, 64, 10))
 BATCHES = (1, 16, 64, 256, 1024)

@@ -26,6 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from relukan_deploy.api import export
+from relukan_deploy.bench.peers.efficient_kan import EfficientKAN
+from relukan_deploy.bench.peers.mlp import mlp
+from relukan_deploy.bench.peers.relu_kan import ReferenceReLUKAN
+from relukan_deploy.bench.timing import Ratio, Timing, measure, ratio
 from relukan_deploy.exporters.to_onnx import count_operators, to_onnx
 from relukan_deploy.exporters.to_tensorrt import EngineOptions
 from relukan_deploy.lowering import choose_form
@@ -36,10 +40,6 @@ from relukan_deploy.spec import Form, KanSpec
 
 from ._networks import trained_like
 from ._report import bound_call, header, micro, new_console, print_header, write_json
-from ._timing import Ratio, Timing, measure, ratio
-from .peers.efficient_kan import EfficientKAN
-from .peers.mlp import mlp
-from .peers.relu_kan import ReferenceReLUKAN
 
 FloatArray = NDArray[np.floating[Any]]
 

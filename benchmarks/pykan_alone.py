@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from relukan_deploy.bench.timing import measure, ratio
 from relukan_deploy.exporters.to_onnx import to_onnx
 from relukan_deploy.lowering import choose_form
 
 from ._networks import trained_like
 from ._report import header, micro, new_console, print_header, write_json
-from ._timing import measure, ratio
 from .inference_cpu import BATCHES, NETWORKS, PACKAGES, graph_call, pykan
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from rich.table import Table
 
 from relukan_deploy.api import export
+from relukan_deploy.bench.timing import measure, ratio
 from relukan_deploy.exporters.to_tensorrt import EngineOptions
 from relukan_deploy.runtime import load
 from relukan_deploy.runtime._session import SessionBackend, make_session
@@ -28,7 +29,6 @@ from relukan_deploy.runtime.runner import to_graph
 
 from ._networks import trained_like
 from ._report import header, micro, new_console, print_header, write_json
-from ._timing import measure, ratio
 
 NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10), (784, 64, 10))
 BATCHES = (1, 8, 64, 1024, 8192)

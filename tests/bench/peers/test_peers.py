@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
+from relukan_deploy.bench.peers.efficient_kan import EfficientKAN, EfficientKANLayer
+from relukan_deploy.bench.peers.mlp import mlp
+from relukan_deploy.bench.peers.relu_kan import ReferenceReLUKAN
 
-from benchmarks.peers.efficient_kan import EfficientKAN, EfficientKANLayer
-from benchmarks.peers.mlp import mlp
-from benchmarks.peers.relu_kan import ReferenceReLUKAN
-
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 def _assert_same(name: str, peer: type[EfficientKAN] | type[ReferenceReLUKAN], trailing: tuple[int, ...]) -> None:
