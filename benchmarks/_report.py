@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -16,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-__all__ = ["bound_call", "header", "micro", "new_console", "print_header", "write_json"]
+from relukan_deploy.bench.timing import Timing
+
+__all__ = ["bound_call", "figures", "header", "micro", "new_console", "print_header", "write_json"]
 
 
 def header(script: str, packages: Sequence[str]) -> dict[str, Any]:
@@ -51,6 +54,11 @@ def print_header(console: Console, values: dict[str, Any]) -> None:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_rounded(values), indent=1) + "\n", encoding="utf-8")
+
+
+def figures(timing: Timing) -> dict[str, Any]:
+    """A contender's times, as they are written: without those of each round."""
+    return {name: value for name, value in dataclasses.asdict(timing).items() if name != "rounds"}
 
 
 def micro(seconds: float) -> str:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from relukan_deploy import export, load
-from relukan_deploy.bench.timing import Timing, measure, ratio
+from relukan_deploy.bench.timing import Timing, measure, ratio, timed
 from relukan_deploy.runtime import Batcher, Runner
 
 from ._networks import trained_like
@@ -75,7 +75,7 @@ def time_network(widths: Sequence[int], runner: Runner, *, quick: bool) -> list[
             plural = "client" if clients == 1 else "clients"
             contenders[f"{clients} asyncio {plural}"] = asyncio_clients(clients, runner, x, stack)
         contenders[f"{THREADS} threads"] = thread_clients(THREADS, runner, x, stack)
-        timings = measure({name: each.turn for name, each in contenders.items()}, rounds=9 if quick else 41)
+        timings = measure({name: timed(each.turn) for name, each in contenders.items()}, rounds=9 if quick else 41)
         return [row(widths, name, contenders, timings) for name in contenders]
 
 
@@ -116,11 +116,11 @@ def row(
     return {
         "network": list(widths),
         "contender": name,
-        "calls per second": contender.calls / timing.median,
+        "calls per second": contender.calls / timing.p50,
         "spread": timing.spread,
         "over direct calls": {key: value * times for key, value in dataclasses.asdict(each).items()},
         "rows per batch": stats.rows / stats.batches if stats else 1.0,
-        "seconds per call": timing.median / contender.calls,
+        "seconds per call": timing.p50 / contender.calls,
     }
 
 

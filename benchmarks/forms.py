@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from relukan_deploy.bench.timing import measure, ratio
+from relukan_deploy.bench.timing import Turn, measure, ratio, timed
 from relukan_deploy.exporters.to_onnx import to_onnx
 from relukan_deploy.lowering import choose_form
 from relukan_deploy.runtime._session import Level, make_session
@@ -29,7 +29,7 @@ from relukan_deploy.runtime.ort_cpu import level_for
 from relukan_deploy.spec import Form, KanSpec, Layout, Precision
 
 from ._networks import trained_like
-from ._report import bound_call, header, micro, new_console, print_header, write_json
+from ._report import bound_call, figures, header, micro, new_console, print_header, write_json
 
 NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10), (784, 64, 10))
 BATCHES = (1, 16, 64, 256, 1024)
@@ -94,8 +94,8 @@ def measure_errors(spec: KanSpec) -> dict[str, dict[str, float]]:
 
 def time_batch(spec: KanSpec, batch: int, *, quick: bool) -> dict[str, Any]:
     x = np.random.default_rng(2).uniform(0, 1, (batch, spec.in_features)).astype(np.float32)
-    calls = {name: graph_call(spec, x, *variant) for name, variant in VARIANTS.items()}
-    timings = measure(calls, rounds=9 if quick else 41)
+    turns = {name: graph_turn(spec, x, *variant) for name, variant in VARIANTS.items()}
+    timings = measure(turns, rounds=9 if quick else 41)
     form = choose_form(spec, layout="batch-last", precision="fp32", batch=batch)
     chosen, *others = sorted(
         (name for name, variant in VARIANTS.items() if variant[0] == "batch-last"),
@@ -106,14 +106,15 @@ def time_batch(spec: KanSpec, batch: int, *, quick: bool) -> dict[str, Any]:
         "batch": batch,
         "chosen": chosen,
         "others over chosen": {name: dataclasses.asdict(ratio(timings[name], timings[chosen])) for name in others},
-        "seconds": {name: timing.summary() for name, timing in timings.items()},
+        "seconds": {name: figures(timing) for name, timing in timings.items()},
     }
 
 
-def graph_call(spec: KanSpec, x: NDArray[np.float32], layout: Layout, form: Form, level: Level) -> Callable[[], object]:
+def graph_turn(spec: KanSpec, x: NDArray[np.float32], layout: Layout, form: Form, level: Level) -> Turn:
     model = to_onnx(spec, layout=layout, form=form)
     outputs = (1, spec.out_features, 1, len(x)) if layout == "batch-last" else (len(x), spec.out_features, 1)
-    return bound_call(make_session(model, ["CPUExecutionProvider"], 1, level=level), prepared(x, layout), outputs)
+    session = make_session(model, ["CPUExecutionProvider"], 1, level=level)
+    return timed(bound_call(session, prepared(x, layout), outputs))
 
 
 def print_errors(console: Console, errors: Sequence[dict[str, Any]]) -> None:
@@ -135,7 +136,7 @@ def print_times(console: Console, results: Sequence[dict[str, Any]]) -> None:
         for name in VARIANTS:
             timing = result["seconds"][name]
             mark = "*" if name == result["chosen"] else ""
-            cells.append(f"{micro(timing['median'])}{mark} ({timing['spread']:.0%})")
+            cells.append(f"{micro(timing['p50'])}{mark} ({timing['spread']:.0%})")
         table.add_row(str(result["network"]), str(result["batch"]), *cells)
     console.print(table)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from rich.table import Table
 
 from relukan_deploy.api import export
-from relukan_deploy.bench.timing import measure, ratio
+from relukan_deploy.bench.timing import measure, ratio, timed
 from relukan_deploy.exporters.to_tensorrt import EngineOptions
 from relukan_deploy.runtime import load
 from relukan_deploy.runtime._session import SessionBackend, make_session
@@ -28,7 +28,7 @@ from relukan_deploy.runtime.ort_cpu import level_for
 from relukan_deploy.runtime.runner import to_graph
 
 from ._networks import trained_like
-from ._report import header, micro, new_console, print_header, write_json
+from ._report import figures, header, micro, new_console, print_header, write_json
 
 NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10), (784, 64, 10))
 BATCHES = (1, 8, 64, 1024, 8192)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for batch in BATCHES:
             result = time_batch(widths, batch, rounds=9 if options.quick else 41)
             results.append(result)
-            times = [micro(result["seconds"][name]["median"]) for name in (RUNNER, BARE, WHOLE)]
+            times = [micro(result["seconds"][name]["p50"]) for name in (RUNNER, BARE, WHOLE)]
             share = result["runner over bare"]
             share = f"{share['median']:.2f} ({share['low']:.2f}–{share['high']:.2f})"
             table.add_row(str(list(widths)), str(batch), *times, share)
@@ -73,18 +73,18 @@ def time_batch(widths: Sequence[int], batch: int, *, rounds: int) -> dict[str, A
 
     session, whole = make(model), SessionBackend("onnxruntime-cpu", make, model, artifact, widths[-1])
     feed = {"x": to_graph(x, artifact.layout, artifact.precision)}
-    calls: dict[str, Callable[[], object]] = {
-        RUNNER: lambda: runner(x),
-        BARE: lambda: session.run(None, feed),
-        WHOLE: lambda: whole.run(x),
+    turns = {
+        RUNNER: timed(lambda: runner(x)),
+        BARE: timed(lambda: session.run(None, feed)),
+        WHOLE: timed(lambda: whole.run(x)),
     }
-    timings = measure(calls, rounds=rounds)
+    timings = measure(turns, rounds=rounds)
     return {
         "network": list(widths),
         "batch": batch,
         "form": artifact.form,
         "runner over bare": dataclasses.asdict(ratio(timings[RUNNER], timings[BARE])),
-        "seconds": {name: timing.summary() for name, timing in timings.items()},
+        "seconds": {name: figures(timing) for name, timing in timings.items()},
     }
 
 
