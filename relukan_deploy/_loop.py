@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .model import ReLUKAN
-
-__all__ = ["train_epochs"]
+__all__ = ["answers_of", "score_of", "train_epochs"]
 
 _AVERAGE_DECAY = 0.99
 _WEIGHT_DECAY = 0.1
-# Held-out rows are scored in blocks, so that the (rows, in, K) basis stays near this many numbers.
-_BLOCK_ELEMENTS = 1 << 24
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def train_epochs(
-    model: ReLUKAN,
+    model: Network,
     x: Tensor,
     y: Tensor,
     held_out_x: Tensor,
@@ -36,10 +34,12 @@ def train_epochs(
     batch_size: int,
     learning_rate: float,
     seed: int,
-) -> Iterator[tuple[float, float, float, ReLUKAN]]:
+    block: int,
+) -> Iterator[tuple[float, float, float, Network]]:
     """After each epoch: training loss, held-out score, minus the held-out loss, and the network.
 
     The network is the average of recent weights, and goes on changing with the next epoch.
+    Held-out rows are scored `block` at a time.
     """
     loss_of = functional.mse_loss if y.is_floating_point() else functional.cross_entropy
     average = copy.deepcopy(model).requires_grad_(False)
@@ -62,9 +62,8 @@ def train_epochs(
             steps += 1
             _move(average, model, 1 - min(_AVERAGE_DECAY, steps / (steps + 10)))  # soon forget the first weights
         schedule.step()
-        answers = _answers(average, held_out_x)
-        score = _r2(answers, held_out_y) if y.is_floating_point() else _accuracy(answers, held_out_y)
-        yield float(total) / len(x), score, -float(loss_of(answers, held_out_y)), average
+        answers = answers_of(average, held_out_x, block)
+        yield float(total) / len(x), score_of(answers, held_out_y), -float(loss_of(answers, held_out_y)), average
 
 
 @torch.no_grad()
@@ -74,14 +73,14 @@ def _move(average: nn.Module, model: nn.Module, share: float) -> None:
 
 
 @torch.no_grad()
-def _answers(model: ReLUKAN, x: Tensor) -> Tensor:
-    config = model.config
-    block = max(1, _BLOCK_ELEMENTS // (max(config["widths"]) * (config["grid"] + config["order"])))
+def answers_of(model: nn.Module, x: Tensor, block: int) -> Tensor:
+    """The network's answers ``(rows, out)``, `block` rows at a time."""
     return torch.cat([model(rows) for rows in torch.split(x, block)])
 
 
-def _accuracy(logits: Tensor, codes: Tensor) -> float:
-    return float((logits.argmax(dim=1) == codes).double().mean())
+def score_of(answers: Tensor, y: Tensor) -> float:
+    """R² of answers to numbers y ``(rows, targets)``, or the share of right classes y ``(rows,)``."""
+    return _r2(answers, y) if y.is_floating_point() else float((answers.argmax(dim=1) == y).double().mean())
 
 
 def _r2(answers: Tensor, y: Tensor) -> float:

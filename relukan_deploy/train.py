@@ -29,6 +29,8 @@ _LEAST_ROWS = 10
 _SECONDS_BETWEEN_SAVES = 1.0
 # A batch whose basis (batch, in, K) has fewer numbers than this is not worth more than one thread.
 _ELEMENTS_FOR_THREADS = 1 << 18
+# Held-out rows are scored in blocks whose basis stays near this many numbers.
+_BLOCK_ELEMENTS = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +165,10 @@ def fit(
     best = _Best(examples, units, None if out is None else Path(out))
     history: list[Epoch] = []
     batch_size = batch_size or min(max(len(training) // 32, 16), 1024)
+    row_elements = max(model.config["widths"]) * (grid + order)  # of one row's basis
     threads = torch.get_num_threads()
     try:
-        if batch_size * max(model.config["widths"]) * (grid + order) < _ELEMENTS_FOR_THREADS:
+        if batch_size * row_elements < _ELEMENTS_FOR_THREADS:
             torch.set_num_threads(1)
         for loss, score, tie_break, network in train_epochs(
             model.to(place),
@@ -174,6 +177,7 @@ def fit(
             batch_size=batch_size,
             learning_rate=learning_rate,
             seed=seed,
+            block=max(1, _BLOCK_ELEMENTS // row_elements),
         ):
             if not (math.isfinite(loss) and math.isfinite(score)):
                 break

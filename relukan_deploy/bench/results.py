@@ -284,8 +284,9 @@ class Accuracy:
         environment: index into `Results.environments`.
         error: on rows that training never saw: 1 − R² of a regression, the share of wrong classes of
             a classification.
-        train_seconds: how long training took.
+        train_seconds: how long training took; None for the bundle itself.
         seconds: p50 of a call, by batch size.
+        compared_at: the error at which networks of the same data are compared.
     """
 
     network: str
@@ -294,8 +295,9 @@ class Accuracy:
     engine: str
     environment: int
     error: float
-    train_seconds: float
+    train_seconds: float | None
     seconds: dict[int, float]
+    compared_at: float
 
 
 @dataclasses.dataclass(frozen=True)
