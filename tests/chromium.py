@@ -39,24 +39,27 @@ class Page:
 
     Attributes:
         complaints: what its console was told, and errors that nobody caught.
+        requested: the URLs that it asked for.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, socket: Any) -> None:
         self.complaints: list[str] = []
+        self.requested: list[str] = []
         self._loop = loop
         self._socket = socket
         self._numbers = itertools.count()
-        for domain in ("Page", "Runtime", "Log"):
-            self._call(f"{domain}.enable")
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
 
     def go(self, url: str) -> None:
+        self.call("Page.navigate", url="about:blank")  # so that another hash is another page too
         self.complaints.clear()
-        self._call("Page.navigate", url="about:blank")  # so that another hash is another page too
-        self._call("Page.navigate", url=url)
+        self.requested.clear()
+        self.call("Page.navigate", url=url)
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression."""
-        answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -82,7 +85,8 @@ class Page:
     def click(self, selector: str) -> None:
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 
-    def _call(self, method: str, **parameters: Any) -> Any:
+    def call(self, method: str, **parameters: Any) -> Any:
+        """What a method of the protocol answers."""
         return self._loop.run_until_complete(asyncio.wait_for(self._ask(method, parameters), 60))
 
     async def _ask(self, method: str, parameters: dict[str, Any]) -> Any:
@@ -95,6 +99,8 @@ class Page:
                 return message["result"]
             if message.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
                 self.complaints.append(json.dumps(message["params"]))
+            elif message.get("method") == "Network.requestWillBeSent":
+                self.requested.append(message["params"]["request"]["url"])
 
 
 @contextlib.contextmanager
