@@ -158,13 +158,13 @@ def calls_of(backend: EngineBackend, x: NDArray[np.float32]) -> dict[str, Call]:
     """One call on each clock, for a batch."""
     from cuda.core import EventOptions
 
-    cuda = backend._cuda
+    cuda = backend.cuda
     with cuda:
         stream = cuda.device.create_stream()
         begin, end = (cuda.device.create_event(EventOptions(timing_enabled=True)) for _ in range(2))
         busy = cuda.device.allocate(BUSY_BYTES, stream=stream)
         given = cuda.device.allocate(x.nbytes, stream=stream)
-        made = cuda.device.allocate(len(x) * backend._out_features * 4, stream=stream)
+        made = cuda.device.allocate(len(x) * backend.out_features * 4, stream=stream)
         given.fill(0, stream=stream)
         stream.sync()
     arguments = len(x), int(given.handle), int(made.handle), int(stream.handle)
@@ -173,13 +173,13 @@ def calls_of(backend: EngineBackend, x: NDArray[np.float32]) -> dict[str, Call]:
         with cuda:
             busy.fill(0, stream=stream)
             stream.record(begin)
-            backend._enqueue(*arguments)
+            backend.enqueue(*arguments)
             stream.record(end)
             end.sync()
             return float(end - begin) / 1e3  # from milliseconds
 
     def enqueued_and_waited_for() -> None:
-        backend._enqueue(*arguments)
+        backend.enqueue(*arguments)
         stream.sync()
 
     return {

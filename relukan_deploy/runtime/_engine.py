@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ._cuda import Cuda
 from ._graphs import buckets, cut
 from ._lane import Lane, Lanes
 from ._plan import Plan
-from .runner import Rows
+from .runner import Rows, element_dtype
 
 __all__ = ["EngineBackend"]
 
@@ -47,6 +48,12 @@ class EngineBackend:
         MissingDependencyError, MissingDeviceError: TensorRT, cuda-core or a GPU is missing.
         BundleError: the engine is for another TensorRT or GPU.
         InputError: there are constants, and the engine does not take them.
+
+    Attributes:
+        artifact, in_features, out_features: as given.
+        cuda: the GPU.
+        sizes: the batch sizes that are run, ascending; other batches are cut and filled up to them.
+        lane_bytes: memory on the GPU that each call at a time takes.
     """
 
     def __init__(
@@ -63,13 +70,17 @@ class EngineBackend:
         assert artifact.batch is not None  # engines always have a profile
         self.name: str = name
         self._again = functools.partial(EngineBackend, name, plan, artifact, in_features, out_features, graphs=graphs)
-        self._out_features = out_features
-        self._sizes = buckets(artifact.batch[0], artifact.batch[2])
-        self._cuda = cuda = Cuda()
+        self.artifact = artifact
+        self.in_features = in_features
+        self.out_features = out_features
+        self.sizes = buckets(artifact.batch[0], artifact.batch[2])
+        self.cuda = cuda = Cuda()
         with cuda:
             opened = Plan(name, plan, artifact, in_features, out_features, cuda)
             if constants is not None:
                 opened.refit(constants)
+        row_bytes = (in_features + out_features) * element_dtype(artifact.precision).itemsize
+        self.lane_bytes = opened.scratch_bytes + artifact.batch[2] * row_bytes
         self._arrays = Arrays(artifact, in_features, out_features, cuda.device.device_id)
         complain = _Complaints(name) if graphs else None
         make = functools.partial(_make_lane, cuda, opened, artifact, in_features, out_features, complain)
@@ -78,11 +89,11 @@ class EngineBackend:
         self._close = weakref.finalize(self, _close, cuda, self._lanes, opened)
 
     def run(self, rows: Rows) -> Rows:
-        result = np.empty((len(rows), self._out_features), np.float32)
+        result = np.empty((len(rows), self.out_features), np.float32)
         lane = self._lanes.take()
         try:
-            with self._cuda:
-                for part, size in cut(len(rows), self._sizes):
+            with self.cuda:
+                for part, size in cut(len(rows), self.sizes):
                     lane.run(rows[part], result[part], size)
         finally:
             self._lanes.give(lane)
@@ -106,17 +117,16 @@ class EngineBackend:
             InputError: x or out is of another shape, not of floats, or not on this GPU; their library
                 lacks the engine's type; somebody captures the stream; or the runner is closed.
         """
-        return self._arrays.answer(x, out, self._enqueue)
+        return self._arrays.answer(x, out, self.enqueue)
 
-    def with_constants(self, constants: Mapping[str, NDArray[np.float64]]) -> EngineBackend:
-        return self._again(constants=constants)
+    def enqueue(self, rows: int, x: int, y: int, stream: int) -> None:
+        """Runs a batch that fits the profile from address x to address y, in its turn on a stream. Does not wait.
 
-    def close(self) -> None:
-        self._close()
-
-    def _enqueue(self, rows: int, x: int, y: int, stream: int) -> None:
-        with self._cuda:
-            if self._cuda.is_capturing(stream):
+        Raises:
+            InputError: somebody captures the stream, or the runner is closed.
+        """
+        with self.cuda:
+            if self.cuda.is_capturing(stream):
                 raise InputError(
                     "the current stream is being captured into a graph, and the engine replays a graph of its own: "
                     "call it outside the capture"
@@ -126,6 +136,22 @@ class EngineBackend:
                 lane.run_on_device(rows, x, y, stream)
             finally:
                 self._lanes.give(lane)
+
+    @contextlib.contextmanager
+    def lane(self) -> Iterator[Lane]:
+        """A lane for the calling thread alone, with the GPU current: for who looks at single steps of a call."""
+        lane = self._lanes.take()
+        try:
+            with self.cuda:
+                yield lane
+        finally:
+            self._lanes.give(lane)
+
+    def with_constants(self, constants: Mapping[str, NDArray[np.float64]]) -> EngineBackend:
+        return self._again(constants=constants)
+
+    def close(self) -> None:
+        self._close()
 
 
 class _Complaints:

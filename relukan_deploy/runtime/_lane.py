@@ -18,9 +18,9 @@ from ._graphs import Replay
 from ._plan import Plan
 from .runner import Rows, element_dtype, from_graph, to_graph
 
-__all__ = ["Lane", "Lanes"]
+__all__ = ["REMEMBERED", "Lane", "Lanes"]
 
-_REMEMBERED = 16  # pairs of device arrays, for each lane
+REMEMBERED = 16  # pairs of device arrays, for each lane
 
 
 class Lane:
@@ -35,6 +35,10 @@ class Lane:
         artifact: the engine in its bundle.
         in_features, out_features: sizes of a row in and out.
         complain: told why there is no graph; None to make none.
+
+    Attributes:
+        stream: all its work is on it.
+        x, y: rows come from there, and answers go there, when they are in host memory.
     """
 
     def __init__(
@@ -54,13 +58,13 @@ class Lane:
         self._layout = artifact.layout
         self._complain = complain
         most, dtype = artifact.batch[2], element_dtype(artifact.precision)
-        self._stream = cuda.device.create_stream()  # neither waits for the default stream, nor that for it
-        self._handle = int(self._stream.handle)
+        self.stream = cuda.device.create_stream()  # neither waits for the default stream, nor that for it
+        self._handle = int(self.stream.handle)
         self._event = cuda.device.create_event()
         self._event_handle = int(self._event.handle)
-        self._scratch = cuda.device.allocate(max(plan.scratch_bytes, 1), stream=self._stream)
-        self._x = Staging(cuda, self._stream, most * in_features * dtype.itemsize)
-        self._y = Staging(cuda, self._stream, most * out_features * dtype.itemsize)
+        self._scratch = cuda.device.allocate(max(plan.scratch_bytes, 1), stream=self.stream)
+        self.x = Staging(cuda, self.stream, most * in_features * dtype.itemsize)
+        self.y = Staging(cuda, self.stream, most * out_features * dtype.itemsize)
         self._host_work: dict[int, _HostWork] = {}
         self._device_work: collections.OrderedDict[tuple[int, int, int], Replay | None] = collections.OrderedDict()
         self._loose: Any = None  # the context for device arrays that were not seen before
@@ -75,31 +79,19 @@ class Lane:
         work.x[:count] = to_graph(rows, "batch-major", self._precision)[:, :, 0] if self._converts else rows
         work.x[count:] = 0
         work.replay.launch()
-        self._stream.sync()
+        self.stream.sync()
         y = work.y[:count]
         result[:] = from_graph(y[:, :, np.newaxis], "batch-major", self._precision) if self._converts else y
 
     def run_on_device(self, rows: int, x: int, y: int, stream: int) -> None:
         """Enqueues a batch from address x to address y, after what `stream` holds, and before what it is given next."""
         self._cuda.order(stream, self._handle, self._event_handle)
-        self._on_device((rows, x, y))
+        self.compute(rows, x, y)
         self._cuda.order(self._handle, stream, self._event_handle)
 
-    def close(self) -> None:
-        """Waits for what is enqueued, and frees everything."""
-        self._stream.sync()
-        for replay in (*(work.replay for work in self._host_work.values()), *self._device_work.values()):
-            if replay is not None:
-                replay.close()
-        self._host_work.clear()
-        self._device_work.clear()
-        self._loose = None
-        for held in (self._x, self._y, self._scratch, self._event, self._stream):
-            held.close()
-
-    def _on_device(self, key: tuple[int, int, int]) -> None:
-        """Runs a batch size at addresses that are new, and replays what has been seen before."""
-        known = self._device_work
+    def compute(self, rows: int, x: int, y: int) -> None:
+        """Enqueues a batch: runs a size at addresses that are new, and replays what has been seen before."""
+        key, known = (rows, x, y), self._device_work
         if key not in known:
             known[key] = None
             if self._loose is None:
@@ -109,35 +101,48 @@ class Lane:
         else:
             replay = known[key]
             if replay is None:
-                context = self._fixed_context(*key)
+                context = self.context(*key)
                 replay = known[key] = self._replay(context, lambda: self._plan.enqueue(context, self._handle))
             replay.launch()
             known.move_to_end(key)
-        if len(known) > _REMEMBERED:
+        if len(known) > REMEMBERED:
             _, oldest = known.popitem(last=False)
             if oldest is not None:
-                self._stream.sync()  # its context may be running
+                self.stream.sync()  # its context may be running
                 oldest.close()
 
-    def _make_host_work(self, size: int) -> _HostWork:
-        context = self._fixed_context(size, self._x.device, self._y.device)
-        dtype = element_dtype(self._precision)
-        x, y = (
-            _rows_of(staging.bytes, size, features, dtype, self._layout)
-            for staging, features in zip((self._x, self._y), self._features, strict=True)
-        )
-
-        def enqueue() -> None:
-            self._cuda.copy(self._x.device, self._x.host, x.nbytes, self._handle)
-            self._plan.enqueue(context, self._handle)
-            self._cuda.copy(self._y.host, self._y.device, y.nbytes, self._handle)
-
-        return _HostWork(x, y, self._replay(context, enqueue))
-
-    def _fixed_context(self, rows: int, x: int, y: int) -> Any:
+    def context(self, rows: int, x: int, y: int) -> Any:
+        """A new execution context for one batch size at these addresses. It may run on this stream alone."""
         context = self._plan.context(int(self._scratch.handle), fixed=True)
         self._plan.aim(context, rows, x, y)
         return context
+
+    def close(self) -> None:
+        """Waits for what is enqueued, and frees everything."""
+        self.stream.sync()
+        for replay in (*(work.replay for work in self._host_work.values()), *self._device_work.values()):
+            if replay is not None:
+                replay.close()
+        self._host_work.clear()
+        self._device_work.clear()
+        self._loose = None
+        for held in (self.x, self.y, self._scratch, self._event, self.stream):
+            held.close()
+
+    def _make_host_work(self, size: int) -> _HostWork:
+        context = self.context(size, self.x.device, self.y.device)
+        dtype = element_dtype(self._precision)
+        x, y = (
+            _rows_of(staging.bytes, size, features, dtype, self._layout)
+            for staging, features in zip((self.x, self.y), self._features, strict=True)
+        )
+
+        def enqueue() -> None:
+            self._cuda.copy(self.x.device, self.x.host, x.nbytes, self._handle)
+            self._plan.enqueue(context, self._handle)
+            self._cuda.copy(self.y.host, self.y.device, y.nbytes, self._handle)
+
+        return _HostWork(x, y, self._replay(context, enqueue))
 
     def _replay(self, context: Any, enqueue: Callable[[], None]) -> Replay:
         def obstacle() -> str | None:

@@ -29,6 +29,9 @@ class SessionBackend:
         artifact: what is known of it.
         out_features: the network's outputs.
         chunk: rows that are run at once; larger batches are cut up. None runs all at once.
+
+    Attributes:
+        chunk: as given.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class SessionBackend:
         self._model = model
         self._artifact = artifact
         self._out_features = out_features
-        self._chunk = chunk
+        self.chunk = chunk
         self._session = make(model)
         self._idle: dict[int, list[_Bound]] = {}
 
@@ -60,17 +63,17 @@ class SessionBackend:
         count = len(rows)
         if 0 < count <= _MOST_BOUND_ROWS and self._artifact.precision == "fp32":
             return self._run_bound(rows)
-        if self._chunk is None or count <= self._chunk:
+        if self.chunk is None or count <= self.chunk:
             return self._run_whole(rows)
         result = np.empty((count, self._out_features), np.float32)
-        for part in parts(count, self._chunk):
+        for part in parts(count, self.chunk):
             result[part] = self._run_whole(rows[part])
         return result
 
     def with_constants(self, constants: Mapping[str, NDArray[np.float64]]) -> Backend:
         # Not SessionOptions.add_initializer: at its highest level, optimisation still reads the model's own.
         model = _replace_constants(self._model, constants, storage_dtype(self._artifact.precision))
-        return SessionBackend(self.name, self._make, model, self._artifact, self._out_features, chunk=self._chunk)
+        return SessionBackend(self.name, self._make, model, self._artifact, self._out_features, chunk=self.chunk)
 
     def close(self) -> None:
         self._idle.clear()

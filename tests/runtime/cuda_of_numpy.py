@@ -46,6 +46,14 @@ class Stream:
         assert self.captured is None, "a stream that is captured was waited for"
         self.gpu.drain(self)
 
+    def record(self, event: Event) -> None:
+        def mark() -> None:
+            event.milliseconds = float(self.gpu.done)
+            self.gpu.done -= 1  # takes no time
+
+        event.mark = self, mark
+        self.gpu.enqueue(self.handle, mark)
+
     def close(self) -> None:
         self.gpu.free(self)
 
@@ -55,6 +63,18 @@ class Event:
     gpu: Gpu
     handle: int
     mark: tuple[Stream, Operation] | None = None
+    milliseconds: float = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        return self.mark is None or self.mark[1] not in self.mark[0].waiting
+
+    def sync(self) -> None:
+        assert self.mark is not None
+        self.gpu.drain(*self.mark)
+
+    def __sub__(self, earlier: Event) -> float:
+        return self.milliseconds - earlier.milliseconds
 
     def close(self) -> None:
         self.gpu.free(self)
@@ -68,6 +88,9 @@ class Memory:
     @property
     def handle(self) -> int:
         return int(self.bytes.ctypes.data)
+
+    def fill(self, value: int, *, stream: Stream) -> None:
+        self.gpu.enqueue(stream.handle, lambda: self.bytes.fill(value))
 
     def close(self) -> None:
         self.gpu.free(self)
@@ -85,6 +108,7 @@ class Gpu:
         calls: how often each function of the driver was called.
         live: what was made and not freed.
         faults: what a real GPU would not have taken well.
+        done: operations so far; on the clock of events, each takes a millisecond.
     """
 
     device_id = 0
@@ -96,6 +120,7 @@ class Gpu:
         self.live: set[Any] = set()
         self.faults: list[str] = []
         self.refused: set[str] = set()
+        self.done = 0
         self._handles = itertools.count(100)
         self._by_handle: dict[int, Any] = {DEFAULT_STREAM: Stream(self, DEFAULT_STREAM)}
         self._lock = threading.RLock()
@@ -114,7 +139,7 @@ class Gpu:
     def create_stream(self) -> Stream:
         return self._made(Stream(self, next(self._handles)))
 
-    def create_event(self) -> Event:
+    def create_event(self, options: Any = None) -> Event:
         return self._made(Event(self, next(self._handles)))
 
     def allocate(self, size: int, *, stream: Stream) -> Memory:
@@ -220,6 +245,7 @@ class Gpu:
         with self._lock:
             while queue.waiting and (until is None or until in queue.waiting):
                 queue.waiting.popleft()()
+                self.done += 1
 
     def free(self, thing: Any) -> None:
         if thing not in self.live:
@@ -344,7 +370,8 @@ class Engine:
         features, last = self.spec.in_features, self.artifact.layout == "batch-last"
         batch = int(np.prod(shape)) // features
         x = self._array(addresses["x"], batch * features).astype(np.float64)
-        y = self.spec.evaluate(x.reshape(features, batch).T if last else x.reshape(batch, features))
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are asked too
+            y = self.spec.evaluate(x.reshape(features, batch).T if last else x.reshape(batch, features))
         flat = (y.T if last else y).reshape(-1)
         self._array(addresses["y"], flat.size)[:] = flat.astype(self.dtype)
 

@@ -48,7 +48,7 @@ def x() -> NDArray[np.float32]:
 def test_a_batch_in_parts_is_answered_as_one(runner: Runner, spec: KanSpec, x: NDArray[Any]) -> None:
     backend = backend_of(runner)
     for chunk in (64, 333, 4999, 5000):
-        backend._chunk = chunk
+        backend.chunk = chunk
         np.testing.assert_allclose(backend.run(x), spec.evaluate(x), rtol=0, atol=1e-5)
 
 
