@@ -23,28 +23,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from relukan_deploy.bench.startup import first_answer
+
 from ._report import header, new_console, print_header, write_json
 
 WIDTHS = (64, 32, 10)
 PACKAGES = ("relukan-deploy", "onnxruntime", "torch", "numpy")
 
-# Both print the seconds from before the import until they have what they came for.
+# Prints the seconds of the import alone.
 _IMPORT = """
 from time import perf_counter
 begin = perf_counter()
 import relukan_deploy
 print(perf_counter() - begin)
-"""
-_FIRST_ANSWER = """
-import sys
-from time import perf_counter
-begin = perf_counter()
-import relukan_deploy, numpy
-answer = relukan_deploy.load(sys.argv[1])(numpy.full((1, int(sys.argv[2])), 0.5, dtype=numpy.float32))
-taken = perf_counter() - begin
-if not numpy.isfinite(answer).all():
-    sys.exit(f"the first answer is {answer}")
-print(taken)
 """
 
 
@@ -113,11 +104,12 @@ def deploying(folder: Path, runs: int) -> list[Wait]:
         return wall_clock(command)[0]
 
     exporting = repeated(export, runs)
-    answers = [run(["-c", _FIRST_ANSWER, str(bundle), str(WIDTHS[0])]) for _ in range(runs + 1)][1:]
+    answers = [first_answer(bundle, "onnxruntime-cpu") for _ in range(runs + 1)][1:]
+    within = tuple(each.import_seconds + each.load_seconds + each.first_seconds for each in answers)
     return [
         Wait("relukan-export --trt, verification included", exporting, 5.0),
-        Wait("load and first answer, within the process", tuple(float(printed) for _, printed in answers), 0.300),
-        Wait("load and first answer, process included", tuple(wall for wall, _ in answers)),
+        Wait("load and first answer, within the process", within, 0.300),
+        Wait("load and first answer, process included", tuple(each.process_seconds for each in answers)),
     ]
 
 

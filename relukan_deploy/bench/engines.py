@@ -36,7 +36,7 @@ from .results import Contender, Split
 from .subjects import Shape, Subject, make_inputs
 from .timing import Turn, rotated
 
-__all__ = ["bundle_subjects", "engine_subjects", "parameters_of", "shape_of"]
+__all__ = ["artifact_for", "bundle_subjects", "engine_subjects", "parameters_of", "shape_of"]
 
 _INPUTS_BYTES = 64 << 20  # of rotated inputs together, about
 _TEMPORARIES = 3  # of a layer's basis, that ONNX Runtime holds at a time
@@ -57,10 +57,7 @@ def bundle_subjects(bundle: Bundle, backend: str, *, threads: int) -> list[Subje
         ParityError: the golden inputs are answered wrongly.
         MissingDependencyError, MissingDeviceError, BundleError: it cannot run here.
     """
-    manifest = bundle.manifest
-    artifact = next((artifact for artifact in manifest.artifacts if artifact.kind == BACKENDS[backend][0]), None)
-    if artifact is None:
-        raise InputError(f"{bundle.path} has no {BACKENDS[backend][0]} artifact for the backend {backend}")
+    manifest, artifact = bundle.manifest, artifact_for(bundle, backend)
     running = open_backend(bundle, backend, artifact, threads)
     base = Contender("this network", manifest.widths, backend, artifact.precision, artifact.layout)
     domain, parameters = _domain(bundle), parameters_of(bundle)
@@ -129,6 +126,15 @@ def engine_subjects(
             _OnDevice(device, parameters, difference, domain, backend=backend),
         ]
     return subjects
+
+
+def artifact_for(bundle: Bundle, backend: str) -> Artifact:
+    """What a backend runs of a bundle. Raises InputError where there is nothing."""
+    kind = BACKENDS[backend][0]
+    for artifact in bundle.manifest.artifacts:
+        if artifact.kind == kind:
+            return artifact
+    raise InputError(f"{bundle.path} has no {kind} artifact for the backend {backend}")
 
 
 def parameters_of(bundle: Bundle) -> int:

@@ -46,6 +46,10 @@ class Cuda:
     def __exit__(self, *_: object) -> None:
         _check(self._driver.cuCtxPopCurrent())
 
+    def free_bytes(self) -> int:
+        """Memory of the GPU that nobody has taken."""
+        return int(_check(self._driver.cuMemGetInfo()))
+
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         """Enqueues a copy of `size` bytes between the GPU and pinned memory."""
         _check(self._driver.cuMemcpyAsync(target, source, size, stream))

@@ -170,6 +170,10 @@ class Gpu:
     def cuCtxPopCurrent(self) -> Any:  # noqa: N802
         return CUresult.CUDA_SUCCESS, self.stack.pop()
 
+    def cuMemGetInfo(self) -> Any:  # noqa: N802
+        taken = sum(len(thing.bytes) for thing in self.live if isinstance(thing, Memory))
+        return CUresult.CUDA_SUCCESS, (1 << 30) - taken, 1 << 30
+
     def cuMemcpyAsync(self, target: int, source: int, size: int, stream: int) -> Any:  # noqa: N802
         self._require_memory(target, size)
         self._require_memory(source, size)

@@ -475,6 +475,7 @@ def test_a_constant_that_the_engine_has_folded_away_is_passed_over(
         ("cuCtxPopCurrent", []),
         ("cuCtxGetCurrent", []),
         ("cuCtxSetCurrent", ["ctx"]),
+        ("cuMemGetInfo", []),
         ("cuMemcpyAsync", ["dst", "src", "ByteCount", "hStream"]),
         ("cuEventRecord", ["hEvent", "hStream"]),
         ("cuStreamWaitEvent", ["hStream", "hEvent", "Flags"]),
