@@ -18,6 +18,7 @@ from cuda_of_numpy import Engine, Gpu, fake_tensorrt
 
 from relukan_deploy.api import export
 from relukan_deploy.bench.bound import bound_calls
+from relukan_deploy.bench.engine_profile import layer_seconds
 from relukan_deploy.bench.engines import bundle_subjects, engine_subjects, parameters_of, shape_of
 from relukan_deploy.bench.results import Contender, Split
 from relukan_deploy.bench.subjects import Subject
@@ -238,6 +239,15 @@ def test_memory_on_the_gpu_is_counted_as_what_a_call_takes(make: Callable[..., M
         assert subject.bytes_for(8) >= Engine.device_memory_size_v2 + 8 * (3 + 2) * 4
 
 
+def test_layers_tell_their_seconds(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
+    make()  # and with it a TensorRT
+    monkeypatch.setattr("relukan_deploy.bench.engine_profile.import_tensorrt", lambda *_: fake_tensorrt(lambda _: None))
+    artifact = Artifact("model.engine", "tensorrt", "fp32", "batch-last", "direct", 1e-5, batch=(1, 4, MOST))
+    backend = EngineBackend("tensorrt", b"plan", artifact, 3, 2)
+    assert layer_seconds(backend, 4) == {"all of it": 1.5e-3}
+    assert backend.run(np.ones((4, 3), np.float32)).shape == (4, 2)
+
+
 # --- bundles
 
 
@@ -400,3 +410,9 @@ def test_cuda_core_offers_what_the_gpus_clock_uses() -> None:
     ):
         assert all(hasattr(owner, name) for name in names)
     assert core.EventOptions(timing_enabled=True).timing_enabled
+
+
+def test_tensorrt_rtx_offers_what_the_profile_uses() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    assert hasattr(trt.IExecutionContext, "profiler")
+    assert hasattr(trt.IProfiler, "report_layer_time")

@@ -291,6 +291,8 @@ class Gpu:
 class Context:
     """An execution context. A captured run is bound to the state it was captured in."""
 
+    profiler: Any = None
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.scratch = 0
@@ -336,6 +338,9 @@ class Context:
             engine.compute(*state)
 
         gpu.enqueue(stream, kernel)
+        if self.profiler is not None:
+            gpu.drain(stream)
+            self.profiler.report_layer_time("all of it", 1.5)
         return True
 
     def is_stream_capturable(self, stream: int) -> bool:
@@ -414,6 +419,7 @@ def fake_tensorrt(make: Callable[[Any], Engine | None]) -> Any:
 
     return types.SimpleNamespace(
         ILogger=logger,
+        IProfiler=type("IProfiler", (), {}),
         Runtime=runtime,
         Refitter=Refitter,
         Weights=lambda type_, address, count: (type_, address, count),
