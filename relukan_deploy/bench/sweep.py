@@ -18,6 +18,14 @@ class _TooSlow(RelukanError):  # noqa: N818  never raised to a caller
     """A call takes longer than is measured."""
 
 
+class _Failed(Exception):  # noqa: N818
+    """A subject failed while it had its turn; its error is the cause."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+
 @dataclasses.dataclass(frozen=True)
 class Effort:
     """How long is measured.
@@ -49,57 +57,97 @@ def sweep(
 ) -> list[tuple[Point, ...]]:
     """For each subject its points, one for each batch, ascending.
 
-    All subjects take turns at a batch size. One that cannot be run there is skipped, with the reason.
+    All subjects take turns at a batch size. One that cannot be run there is skipped, with the reason; where
+    it fails in a later run, the runs before count.
 
     Args:
-        memory: bytes that a call may take.
+        memory: bytes that the subjects may take at a batch size, together.
         say: told what is being done.
     """
     batches = sorted(set(batches))
-    taken: dict[tuple[int, int], list[Rounds]] = defaultdict(list)
-    splits: dict[tuple[int, int], Split | None] = {}
-    skipped: dict[tuple[int, int], str] = {}
+    found = _Sweep(subjects, batches, effort, memory)
     for run in range(effort.runs):
         for batch in batches:
             say(f"run {run + 1} of {effort.runs}: {batch} {'row' if batch == 1 else 'rows'}")
-            turns: dict[int, Turn] = {}
+            found.measure(run, batch)
+    return [tuple(found.point(index, batch) for batch in batches) for index in range(len(subjects))]
+
+
+class _Sweep:
+    """What has been found so far, by subject and batch."""
+
+    def __init__(self, subjects: Sequence[Subject], batches: Sequence[int], effort: Effort, memory: int) -> None:
+        self._subjects, self._batches, self._effort, self._memory = subjects, batches, effort, memory
+        self._taken: dict[tuple[int, int], list[Rounds]] = defaultdict(list)
+        self._splits: dict[tuple[int, int], Split | None] = {}
+        self._skipped: dict[tuple[int, int], str] = {}
+
+    def measure(self, run: int, batch: int) -> None:
+        """One batch size in one run."""
+        turns: dict[int, Turn] = {}
+        try:
+            self._prepare(turns, batch)
+            for index, rounds in self._sample(turns, run, batch).items():
+                self._taken[index, batch].append(rounds)
+                if (index, batch) not in self._splits:
+                    self._splits[index, batch] = self._split(index)
+        finally:
+            for index in turns:
+                self._subjects[index].release()
+
+    def point(self, index: int, batch: int) -> Point:
+        place = index, batch
+        if place not in self._taken:
+            return Point(batch, skipped=self._skipped[place])
+        return Point(batch, summarise(self._taken[place]), split=self._splits[place])
+
+    def _prepare(self, turns: dict[int, Turn], batch: int) -> None:
+        """Adds the turns of every subject that can be run."""
+        left = self._memory
+        for index, subject in enumerate(self._subjects):
+            if (index, batch) in self._skipped:
+                continue
             try:
-                for index, subject in enumerate(subjects):
-                    if (index, batch) in skipped:
-                        continue
-                    try:
-                        turns[index] = _prepared(subject, batch, memory, effort.longest)
-                    except (RelukanError, MemoryError) as error:
-                        subject.release()
-                        skipped[index, batch] = str(error) or "out of memory"
-                        if isinstance(error, _TooSlow):
-                            skipped |= {(index, larger): str(error) for larger in batches if larger > batch}
-                if not turns:
-                    continue
+                turns[index] = _prepared(subject, batch, left, self._effort.longest)
+                left -= subject.bytes_for(batch)
+            except Exception as error:  # a peer's package may raise anything, and the others go on
+                self._skip(index, batch, error)
+
+    def _sample(self, turns: dict[int, Turn], run: int, batch: int) -> dict[int, Rounds]:
+        """The rounds of each; one that fails loses its turns, and the others begin anew."""
+        effort = self._effort
+        while turns:
+            named = {str(index): _failing_as(index, turn) for index, turn in turns.items()}
+            try:
                 found = sample(
-                    {str(index): turn for index, turn in turns.items()},
+                    named,
                     rounds=effort.rounds,
                     burst=effort.burst,
                     warm_up=effort.warm_up,
                     most=effort.most,
                     seed=run,
                 )
-                for index in turns:
-                    taken[index, batch].append(found[str(index)])
-                    if (index, batch) not in splits:
-                        splits[index, batch] = subjects[index].split()
-            finally:
-                for index in turns:
-                    subjects[index].release()
-    return [
-        tuple(
-            Point(batch, summarise(taken[index, batch]), split=splits[index, batch])
-            if (index, batch) in taken
-            else Point(batch, skipped=skipped[index, batch])
-            for batch in batches
-        )
-        for index in range(len(subjects))
-    ]
+            except _Failed as failed:
+                del turns[failed.index]
+                self._skip(failed.index, batch, failed.__cause__)
+            else:
+                return {int(name): rounds for name, rounds in found.items()}
+        return {}
+
+    def _split(self, index: int) -> Split | None:
+        try:
+            return self._subjects[index].split()
+        except Exception:  # the times are known all the same
+            return None
+
+    def _skip(self, index: int, batch: int, error: BaseException | None) -> None:
+        said = (str(error).strip().splitlines() or [""])[0]
+        if not isinstance(error, RelukanError):
+            said = f"{type(error).__name__}: {said}".removesuffix(": ")
+        for each in self._batches:
+            if each == batch or (each > batch and isinstance(error, _TooSlow)):
+                self._skipped[index, each] = said
+        self._subjects[index].release()
 
 
 def _prepared(subject: Subject, batch: int, memory: int, longest: float) -> Turn:
@@ -117,3 +165,13 @@ def _prepared(subject: Subject, batch: int, memory: int, longest: float) -> Turn
     if seconds > longest:
         raise _TooSlow(f"a call with {batch} rows takes {seconds:.1f} s, more than {longest:g}")
     return turn
+
+
+def _failing_as(index: int, turn: Turn) -> Turn:
+    def failing(count: int) -> Sequence[float]:
+        try:
+            return turn(count)
+        except Exception as error:
+            raise _Failed(index) from error
+
+    return failing

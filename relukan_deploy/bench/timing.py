@@ -128,7 +128,7 @@ def sample(
     warm_up: float = 0.1,
     most: float = float("inf"),
     seed: int = 0,
-) -> dict[str, Rounds]:
+) -> Mapping[str, Rounds]:
     """Times of every contender's calls, interleaved.
 
     Args:
