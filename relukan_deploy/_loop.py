@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["answers_of", "score_of", "train_epochs"]
+__all__ = ["answers_of", "score_of", "train_epochs", "usual_batch_size"]
 
 _AVERAGE_DECAY = 0.99
 _WEIGHT_DECAY = 0.1
@@ -64,6 +64,11 @@ def train_epochs(
         schedule.step()
         answers = answers_of(average, held_out_x, block)
         yield float(total) / len(x), score_of(answers, held_out_y), -float(loss_of(answers, held_out_y)), average
+
+
+def usual_batch_size(rows: int) -> int:
+    """Rows for one step of so many training rows: a 32nd of them, within 16 and 1024."""
+    return min(max(rows // 32, 16), 1024)
 
 
 @torch.no_grad()

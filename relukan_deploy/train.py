@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ._examples import Examples, Units, input_range, make_examples, scaling, split
-from ._loop import train_epochs
+from ._loop import train_epochs, usual_batch_size
 from .checkpoint import save
 from .errors import InputError, MissingDeviceError, TableError
 from .model import Normalization, ReLUKAN, ReLUKANLayer
@@ -164,7 +164,7 @@ def fit(
     y = examples.y if units is None else ((examples.y - units[0]) / units[1]).astype(np.float32)
     best = _Best(examples, units, None if out is None else Path(out))
     history: list[Epoch] = []
-    batch_size = batch_size or min(max(len(training) // 32, 16), 1024)
+    batch_size = batch_size or usual_batch_size(len(training))
     row_elements = max(model.config["widths"]) * (grid + order)  # of one row's basis
     threads = torch.get_num_threads()
     try:
