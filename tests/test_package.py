@@ -99,7 +99,10 @@ for name in blocked:
 for name in modules:
     importlib.import_module(name)
 """
-NEED_TORCH = {"relukan_deploy.model", "relukan_deploy.train", "relukan_deploy._loop"}
+NEED_TORCH = {
+    *("relukan_deploy.model", "relukan_deploy.train", "relukan_deploy._loop"),
+    *(name for name in MODULES if name.startswith("relukan_deploy.bench.peers.")),
+}
 SERVER = "relukan_deploy.runtime.serving."  # imported by what says first that its extra is missing
 
 

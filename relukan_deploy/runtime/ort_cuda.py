@@ -9,7 +9,7 @@ from ..errors import MissingDeviceError
 from ._session import SessionBackend, make_session
 from .runner import Backend
 
-__all__ = ["open_backend"]
+__all__ = ["open_backend", "open_session", "require_cuda"]
 
 _PROVIDER = "CUDAExecutionProvider"
 
@@ -23,6 +23,25 @@ def open_backend(
         MissingDeviceError: this ONNX Runtime has no CUDA, or CUDA did not start.
         BundleError: ONNX Runtime cannot load the graph.
     """
+    require_cuda()
+    return SessionBackend("onnxruntime-cuda", open_session, model, artifact, out_features)
+
+
+def open_session(model: bytes) -> Any:
+    """A session of ONNX Runtime for a serialised model, on the first GPU, with TF32 off.
+
+    Raises:
+        MissingDeviceError: CUDA did not start.
+        BundleError: ONNX Runtime cannot load the graph.
+    """
+    session = make_session(model, [(_PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"], 1)
+    if _PROVIDER not in session.get_providers():
+        raise MissingDeviceError("ONNX Runtime could not start CUDA: there is no GPU, or no CUDA or cuDNN library")
+    return session
+
+
+def require_cuda() -> None:
+    """Raises MissingDeviceError: this ONNX Runtime has no CUDA."""
     import onnxruntime
 
     if _PROVIDER not in onnxruntime.get_available_providers():
@@ -30,11 +49,3 @@ def open_backend(
             "this ONNX Runtime was built without CUDA: replace it by "
             "pip uninstall onnxruntime && pip install 'relukan-deploy[gpu]'"
         )
-    return SessionBackend("onnxruntime-cuda", _make, model, artifact, out_features)
-
-
-def _make(model: bytes) -> Any:
-    session = make_session(model, [(_PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"], 1)
-    if _PROVIDER not in session.get_providers():
-        raise MissingDeviceError("ONNX Runtime could not start CUDA: there is no GPU, or no CUDA or cuDNN library")
-    return session

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ReferenceReLUKAN", "ReferenceReLUKANLayer"]
+__all__ = ["ReferenceReLUKAN", "ReferenceReLUKANLayer", "RowsReLUKAN"]
 
 
 class ReferenceReLUKANLayer(nn.Module):
@@ -38,9 +38,10 @@ class ReferenceReLUKANLayer(nn.Module):
         bump = rising * falling * self.factor
         bump = bump * bump
         # The numbers stay in (in, K) order under a (K, in) shape: that is how the weights were trained.
-        image = bump.reshape(len(bump), 1, bumps, in_features)
+        # Sizes are asked of the shape; the reference's len() would freeze the batch size of an export.
+        image = bump.reshape(bump.shape[0], 1, bumps, in_features)
         total: Tensor = self.equal_size_conv(image)  # (batch, out, 1, 1)
-        return total.reshape(len(total), -1, 1)
+        return total.reshape(total.shape[0], -1, 1)
 
 
 class ReferenceReLUKAN(nn.Module):
@@ -55,3 +56,10 @@ class ReferenceReLUKAN(nn.Module):
         for layer in self.rk_layers:
             x = layer(x)
         return x
+
+
+class RowsReLUKAN(ReferenceReLUKAN):
+    """The same network on rows: x ``(batch, widths[0])`` to y ``(batch, widths[-1])``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.unsqueeze(-1)).squeeze(-1)

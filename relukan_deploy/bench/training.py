@@ -1,0 +1,88 @@
+"""What a step of training takes: forward, mean squared error, backward, Adam."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, MissingDeviceError, RelukanError
+from .subjects import Shape, make_inputs
+from .timing import Turn, rotated
+from .torch_calls import Captured, compiled, find_device, waiting
+from .torch_subjects import TORCH_ENGINES, TorchEngine
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["training_turns"]
+
+_RATE = 1e-3
+_MOST_INPUTS = 4  # each has a graph of its own
+
+
+def training_turns(module: nn.Module, shape: Shape, batch: int, *, engine: TorchEngine) -> Turn:
+    """Turns of training steps with so many rows, on the GPU where there is one; each waits until it is done.
+
+    Each learns a sine of its inputs' mean.
+
+    Args:
+        module: x ``(batch, in)`` to y ``(batch, out)``; it is trained in place, and moved to the GPU.
+        shape: that it was built for.
+        batch: rows of a step.
+        engine: "torch" runs it as it is, "torch.compile" with forward and backward pass compiled, "torch CUDA
+            graph" as one graph, of what is compiled if it can be.
+
+    Raises:
+        InputError: the engine is another one.
+        MissingDeviceError: CUDA graphs are asked for where there is no GPU.
+        RelukanError: it cannot be compiled or captured.
+    """
+    if engine not in TORCH_ENGINES:
+        raise InputError(f"a network is trained in one of {', '.join(TORCH_ENGINES)}, got {engine!r}")
+    import torch
+
+    device, graphs = find_device(), engine == "torch CUDA graph"
+    if graphs and device == "cpu":
+        raise MissingDeviceError("CUDA graphs need an NVIDIA GPU, and PyTorch finds none here")
+    module.to(device).train()
+    learnt = [each for each in module.parameters() if each.requires_grad]
+    optimizer = torch.optim.Adam(learnt, lr=_RATE, capturable=graphs, fused=True if device == "cuda" else None)
+    examples = [tuple(torch.from_numpy(each).to(device) for each in example) for example in _examples(shape, batch)]
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return torch.nn.functional.mse_loss(module(x), y)
+
+    forward = loss if engine == "torch" else _compiled(loss, examples[0], or_not=graphs)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad()
+        forward(x, y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    steps: list[Callable[[], object]] = [functools.partial(step, *example) for example in examples]
+    if graphs:
+        steps = [Captured(each).replay for each in steps]
+    return rotated(waiting(steps) if device == "cuda" else steps)
+
+
+def _compiled(
+    loss: Callable[[Tensor, Tensor], Tensor], example: Sequence[Tensor], *, or_not: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
+    try:
+        return compiled(loss, *example)
+    except RelukanError:
+        if or_not:
+            return loss
+        raise
+
+
+def _examples(shape: Shape, batch: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Inputs ``(batch, in)``, and a period of a sine of the mean of each row as outputs ``(batch, out)``."""
+    low, high = shape.domain.T
+    for x in make_inputs(shape.domain, batch, most=_MOST_INPUTS):
+        wave = np.sin(2 * np.pi * ((x - low) / (high - low)).mean(axis=1, keepdims=True))
+        yield x, np.repeat(wave.astype(np.float32), shape.widths[-1], axis=1)
