@@ -8,7 +8,7 @@ RAY    := .venv-ray
 # Ray listens on every interface: in namespaces of its own there is none, and nothing outlives the test.
 ALONE  := unshare --map-root-user --net --pid --mount --mount-proc --fork --kill-child
 
-.PHONY: demo test test-ray lint bench bench-serving clean
+.PHONY: demo test test-ray lint bench bench-gpu gpu-wheels bench-serving clean
 
 demo: $(READY)  ## handwritten digits: train, export, verify, predict
 	$(BIN)/python demo/digits.py
@@ -31,6 +31,17 @@ bench: $(VENV)/.ready-bench  ## the figures of the README, on this CPU
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/cpu-x86-64/startup.json
 	$(BIN)/python -m benchmarks.runner --json benchmarks/results/cpu-x86-64/runner.json
 	$(BIN)/python -m benchmarks.batcher --json benchmarks/results/cpu-x86-64/batcher.json
+
+# WHEELS=DIR: without a network, from what gpu-wheels left. ENGINES=PATH: another Python, which has a TensorRT.
+bench-gpu: $(VENV)/$(if $(WHEELS),.ready-wheels,.ready-bench)  ## everything about this GPU, in eight minutes
+	$(BIN)/python -m benchmarks.gpu $(if $(ENGINES),--python $(ENGINES))
+
+gpu-wheels:  ## what bench-gpu needs besides PyTorch, in folders of at most 50 MiB
+	$(PYTHON) benchmarks/gpu_wheels.py download build/gpu-wheels
+
+$(VENV)/.ready-wheels:
+	$(PYTHON) benchmarks/gpu_wheels.py install $(WHEELS) $(VENV)
+	touch $@
 
 bench-serving: $(VENV)/.ready-bench $(TRITON)/.ready  ## relukan-serve beside Triton; needs wrk, and a quarter of an hour
 	$(BIN)/python -m benchmarks.serving --json benchmarks/results/cpu-x86-64/serving.json
