@@ -233,10 +233,12 @@ def test_a_backend_is_there_until_the_last_of_its_subjects_is_closed(make: Calla
     assert len(device.prepare(4)(2)) == 2
 
 
-def test_memory_on_the_gpu_is_counted_as_what_a_call_takes(make: Callable[..., Made]) -> None:
+def test_memory_on_the_gpu_is_counted_as_what_a_call_takes_once_for_each_backend(make: Callable[..., Made]) -> None:
     subjects, _ = make()
-    for subject in subjects:
-        assert subject.bytes_for(8) >= Engine.device_memory_size_v2 + 8 * (3 + 2) * 4
+    lane = Engine.device_memory_size_v2 + MOST * (3 + 2) * 4
+    for graph in (True, False):
+        host, device = (of(subjects, data, graph=graph).bytes_for(8) for data in ("host", "device"))
+        assert host == device + lane
 
 
 def test_layers_tell_their_seconds(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:

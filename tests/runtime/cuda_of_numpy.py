@@ -379,6 +379,7 @@ class Engine:
         features, last = self.spec.in_features, self.artifact.layout == "batch-last"
         batch = int(np.prod(shape)) // features
         x = self._array(addresses["x"], batch * features).astype(np.float64)
+        x = np.clip(x, -1e30, 1e30)  # to a lowered graph infinity is a number outside the domain
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are asked too
             y = self.spec.evaluate(x.reshape(features, batch).T if last else x.reshape(batch, features))
         flat = (y.T if last else y).reshape(-1)
