@@ -115,9 +115,13 @@ class _TorchSubject:
         return Split(to_device, compute, to_host)
 
     def release(self) -> None:
+        import torch
+
         self._work = None
         if self._network is not None:
             self._network.inputs.forget()
+        if find_device() == "cuda":
+            torch.cuda.empty_cache()  # for engines that do not get their memory from PyTorch
 
     def close(self) -> None:
         self.release()
