@@ -1,0 +1,63 @@
+"""The main finding in plain sentences, and what was not found out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..results import Data, Results, Skipped
+from . import words
+from .groups import OURS, PLACES, Group
+
+__all__ = ["finding", "left_out"]
+
+
+def finding(group: Group) -> list[list[str]]:
+    """The main finding in plain sentences, for each place of the rows that a caller knows."""
+    return [found for data in group.places if data != "bound" and (found := _finding(group, data))]
+
+
+def _finding(group: Group, data: Data) -> list[str]:
+    found = {batch: line for batch in group.batches if (line := group.baseline(data, batch))}
+    if not found:
+        return []
+    p50 = {batch: line.p50(batch) for batch, line in found.items()}
+    least, most = min(found), max(found, key=lambda batch: batch / p50[batch])
+    rows = "one row" if least == 1 else f"{least} rows"
+    said = f"With {PLACES[data]}, this network answers {rows} in {words.duration(p50[least])} ({found[least].brief})"
+    fastest = group.fastest(OURS, data, least)
+    if fastest and fastest.number != found[least].number:
+        said += f", or {words.duration(fastest.p50(least))} ({fastest.brief})"
+    if len(found) > 1:
+        said += f"; the most is {words.count(most / p50[most])} rows a second, at batch {most}"
+    sentences = [f"{said}."]
+    others = {batch: ratios for batch in found if (ratios := _others(group, data, batch))}
+    if others:
+        large = max(others, key=lambda batch: (len(others[batch]), batch))
+        first = min(others)
+        each = "the fastest way found to run each other network"
+        sentences.append(f"At batch {first} {each} takes {words.join(others[first])} as long.")
+        if large != first:
+            sentences.append(f"At batch {large} it takes {words.join(others[large])}.")
+    return sentences
+
+
+def _others(group: Group, data: Data, batch: int) -> list[str]:
+    """How many times as long the other networks take, each at its fastest."""
+    lines = [group.fastest(network, data, batch) for network in group.networks if network != OURS]
+    return [f"{words.times(line.ratios[batch])} ({line.network})" for line in lines if line and batch in line.ratios]
+
+
+def left_out(results: Results, found: Sequence[Group]) -> list[Skipped]:
+    """Everything that was not measured: what the results list, and the batches that a series lacks."""
+    listed = list(results.skipped)
+    for group in found:
+        shape = f" ({group.title})" if len(found) > 1 else ""
+        for line in group.lines:
+            reasons: dict[str, list[str]] = {}
+            for point in line.series.points:
+                if point.skipped:
+                    reasons.setdefault(point.skipped, []).append(str(point.batch))
+            listed += [
+                Skipped(f"{line.name}, batch {words.join(batches)}{shape}", why) for why, batches in reasons.items()
+            ]
+    return listed
