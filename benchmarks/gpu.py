@@ -1,298 +1,132 @@
-"""What a call costs on a GPU, beside a network that does nothing, with CUDA graphs and without.
+"""Everything that is to be known of one GPU, in eight minutes and without a network.
 
-    python -m benchmarks.gpu [--quick] [--json FILE]
+    python -m benchmarks.gpu [--minutes 8] [--quick] [--part KIND ...] [--python PATH] [--out DIR]
 
-Every TensorRT that is installed runs every network, and a Relu that is as wide as the network's input.
-All contenders of a batch take turns in short bursts. Three times are taken of each call:
+In the order of their worth: what the GPU does at most; our network in every TensorRT, in ONNX Runtime and
+PyTorch beside every peer; peers compiled; which node costs what; both forms; every precision and layout,
+each compared with the float64 reference; training; fresh processes; the peers' own exports in our engines.
 
-host     from rows in host memory to answers there, on the caller's clock
-device   from x to y, both on the GPU, on the GPU's clock: CUDA events around the call, enqueued while
-         the GPU is still busy with something else, so that Python's part does not count
-call     the same, on the caller's clock: enqueuing it, and waiting for it
+The folder, benchmarks/results/GPU-NAME unless given, has after every part
 
-Results go to benchmarks/results/GPU-NAME/runtime.json.
+results.json    times, as `relukan-bench merge` and `compare` read them; what was left out, and why
+parity.json     errors of every engine, precision and layout
+training.json, profile.json, threads.json
+
+and at the end report.html. --python names another Python that measures the engines first, for half of the
+time: a TensorRT and a PyTorch that do not fit into one.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib.metadata
-import random
+import os
 import re
+import shlex
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
-from relukan_deploy._tensorrt import Flavour
-from relukan_deploy.bundle import Artifact
+from relukan_deploy.bench.environment import describe
+from relukan_deploy.bench.sweep import Effort
 from relukan_deploy.cli._command import run
-from relukan_deploy.errors import MissingDependencyError, RelukanError
-from relukan_deploy.exporters.to_onnx import to_onnx
-from relukan_deploy.exporters.to_tensorrt import EngineOptions, build_engine
+from relukan_deploy.errors import InputError, MissingDependencyError, RelukanError
 from relukan_deploy.gpu import Gpu, find_gpu, open_device
-from relukan_deploy.lowering import ENGINE_FORM
-from relukan_deploy.runtime._engine import EngineBackend
 
-from ._networks import trained_like
-from ._report import header, micro, new_console, print_header, write_json
+from ._gpu_machine import Machine
+from ._gpu_parts import KINDS, Part, parts
+from ._gpu_record import Record
+from ._report import new_console
 
-NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10))
-BATCHES = (1, 64, 1024, 65536)
-THREADS = (1, 2, 4, 8)
-THREADED = (4, 64, 64, 1)
-PROFILE = (1, 64, 65536)
-PACKAGES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt_rtx_cu13", "cuda-core", "cuda-bindings", "numpy")
-BUSY_BYTES = 256 << 20  # filling so many keeps a GPU busy for longer than enqueuing a call takes
-CLOCKS = ("host", "device", "call")
-
-Call = Callable[[], float]  # runs once, and gives the seconds that it took
+EFFORT = Effort(runs=3, rounds=7, burst=0.004, warm_up=0.03, most=2.0, longest=0.5)
+QUICK = Effort(runs=1, rounds=3, burst=0.002, warm_up=0.01, most=0.3, longest=0.2)
+OF_ENGINES = ("calls", "forms", "profile", "precisions", "startup", "empty", "threads")
+LAST_SECONDS = 20.0  # kept for the report
+LEAST_SECONDS = 5.0  # no part is begun with less
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a short run, with fewer calls")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there instead")
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="how long it may take (default 8)")
+    parser.add_argument("--quick", action="store_true", help="fewer calls, for trying it out")
+    parser.add_argument("--part", nargs="+", choices=KINDS, metavar="KIND", help=f"only these: {', '.join(KINDS)}")
+    parser.add_argument("--python", metavar="PATH", help="another Python, which measures the engines first")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the results")
     raise SystemExit(run(parser, measure_all, arguments))
 
 
 def measure_all(options: argparse.Namespace) -> None:
+    if not options.minutes > LAST_SECONDS / 60:
+        raise InputError(f"--minutes must be more than {LAST_SECONDS / 60:.1f}, got {options.minutes:g}")
+    begin = time.monotonic()
     open_device()
     gpu = find_gpu()
     assert gpu is not None
     console = new_console()
-    values = header("gpu", [name for name in PACKAGES if is_installed(name)])
-    values["machine"]["gpu"] = vars(gpu)
-    print_header(console, values)
-    console.print(f"{gpu.name}, compute capability {gpu.compute_capability}, CUDA {gpu.cuda}")
-    results: list[dict[str, Any]] = []
-    throughput: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
-    for flavour in get_args(Flavour):
+    folder = options.out or Path(__file__).parent / "results" / slug(gpu)
+    command = shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
+    console.print(f"{command}\n{gpu.name}, compute capability {gpu.compute_capability}, CUDA {gpu.cuda}")
+    end = begin + 60 * options.minutes - LAST_SECONDS
+    with tempfile.TemporaryDirectory() as scratch:
+        other = Path(scratch, "other")
+        if options.python:
+            elsewhere(console, options.python, other, minutes=options.minutes / 2, quick=options.quick)
+        record = Record(folder, describe(command, threads=1), [other])
+        machine = Machine(record, Path(scratch), QUICK if options.quick else EFFORT, say=lambda doing: None)
+        wanted = [part for part in parts() if not options.part or part.kind in options.part]
+        measure(console, machine, wanted, end)
+    if record.is_empty:
+        raise MissingDependencyError("Measuring on a GPU", "tensorrt", "trt")
+
+
+def measure(console: Console, machine: Machine, wanted: Sequence[Part], end: float) -> None:
+    """Measures one part after the other. When the time is up it ends the process, with whatever is found by then."""
+    record, left = machine.record, list(wanted)
+
+    def finish() -> None:
+        for part in left:
+            record.skip(part.name, "the time was up")
+        record.finish(console)
+
+    def stop() -> None:
         try:
-            measure_flavour(flavour, results, throughput, quick=options.quick)
-        except RelukanError as error:  # it is not installed, or does not support this GPU
-            skipped[flavour] = str(error)
-            console.print(f"[bold]{flavour} is left out:[/bold] {error}")
-    if not results:
-        raise MissingDependencyError("Measuring engines", "tensorrt", "trt")
-    print_results(console, results, throughput)
-    path = options.json or Path(__file__).parent / "results" / slug(gpu) / "runtime.json"
-    write_json(path, {**values, "profile": PROFILE, "results": results, "threads": throughput, "skipped": skipped})
-    console.print(f"→ {path}")
+            finish()
+            sys.stdout.flush()
+        finally:
+            os._exit(0)  # whatever the main thread is waiting for: a compiler, say, or the GPU
+
+    watchdog = threading.Timer(max(0.0, end - time.monotonic()), stop)
+    watchdog.daemon = True
+    watchdog.start()
+    while left and end - time.monotonic() > LEAST_SECONDS:
+        begin = time.monotonic()
+        console.print(left[0].name, end=" … ")
+        try:
+            left[0].run(machine)
+        except RelukanError as error:
+            record.skip(left[0].name, str(error))
+        except Exception as error:  # of PyTorch, TensorRT or the driver: the other parts may go on
+            traceback.print_exc()
+            record.skip(left[0].name, f"{type(error).__name__}: {error}")
+        console.print(f"{time.monotonic() - begin:.1f} s")
+        left.pop(0)
+        record.write()
+    watchdog.cancel()
+    finish()
 
 
-def measure_flavour(flavour: Flavour, results: list[Any], throughput: list[Any], *, quick: bool) -> None:
-    for widths in NETWORKS:
-        backends = open_contenders(flavour, widths)
-        for batch in BATCHES:
-            x = np.random.default_rng(2).uniform(0, 1, (batch, widths[0])).astype(np.float32)
-            calls = {name: calls_of(backend, x) for name, backend in backends.items()}
-            times = {
-                clock: sample({name: made[clock] for name, made in calls.items()}, rounds=5 if quick else 40)
-                for clock in CLOCKS
-            }
-            results.append({"flavour": flavour, "network": list(widths), "batch": batch, "seconds": times})
-        if widths == THREADED:
-            backend = backends["network, graph"]
-            throughput += [
-                {
-                    "flavour": flavour,
-                    "network": list(widths),
-                    "batch": batch,
-                    "threads": count,
-                    "calls per second": rate,
-                }
-                for batch in (1, 1024)
-                for count, rate in threaded(backend, widths[0], batch, seconds=0.3 if quick else 3.0).items()
-            ]
-        for backend in backends.values():
-            backend.close()
-
-
-def open_contenders(flavour: Flavour, widths: Sequence[int]) -> dict[str, EngineBackend]:
-    """The network and the Relu, with graphs and without. The network has answered correctly."""
-    spec = trained_like(widths).spec()
-    models = {
-        "network": (to_onnx(spec, layout="batch-last", form=ENGINE_FORM), widths[-1]),
-        "empty": (relu(widths[0]), widths[0]),
-    }
-    options = EngineOptions(batch=PROFILE)
-    opened: dict[str, EngineBackend] = {}
-    for name, (model, outputs) in models.items():
-        plan = build_engine(
-            model, in_features=widths[0], layout="batch-last", precision="fp32", options=options, flavour=flavour
-        ).plan
-        artifact = Artifact(f"{name}.engine", flavour, "fp32", "batch-last", ENGINE_FORM, 1e-5, batch=PROFILE)
-        for graphs in (True, False):
-            backend = EngineBackend(flavour, plan, artifact, widths[0], outputs, graphs=graphs)
-            opened[f"{name}, {'graph' if graphs else 'no graph'}"] = backend
-    x = np.random.default_rng(1).uniform(0, 1, (1000, widths[0])).astype(np.float32)
-    for name, backend in opened.items():
-        expected = spec.evaluate(x) if name.startswith("network") else x
-        error = float(np.abs(backend.run(x) - expected).max()) / max(1.0, float(np.abs(expected).max()))
-        if error > 1e-5:
-            raise RelukanError(f"{flavour} answers {list(widths)} ({name}) wrongly, by {error:.2g}: nothing is timed")
-    return opened
-
-
-def relu(features: int) -> bytes:
-    """A graph that does nothing to inputs that are not negative."""
-    from onnx import TensorProto, helper
-
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, features, 1, "batch"]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "empty", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    serialised: bytes = model.SerializeToString()
-    return serialised
-
-
-def calls_of(backend: EngineBackend, x: NDArray[np.float32]) -> dict[str, Call]:
-    """One call on each clock, for a batch."""
-    from cuda.core import EventOptions
-
-    cuda = backend.cuda
-    with cuda:
-        stream = cuda.device.create_stream()
-        begin, end = (cuda.device.create_event(EventOptions(timing_enabled=True)) for _ in range(2))
-        busy = cuda.device.allocate(BUSY_BYTES, stream=stream)
-        given = cuda.device.allocate(x.nbytes, stream=stream)
-        made = cuda.device.allocate(len(x) * backend.out_features * 4, stream=stream)
-        given.fill(0, stream=stream)
-        stream.sync()
-    arguments = len(x), int(given.handle), int(made.handle), int(stream.handle)
-
-    def on_gpus_clock() -> float:
-        with cuda:
-            busy.fill(0, stream=stream)
-            stream.record(begin)
-            backend.enqueue(*arguments)
-            stream.record(end)
-            end.sync()
-            return float(end - begin) / 1e3  # from milliseconds
-
-    def enqueued_and_waited_for() -> None:
-        backend.enqueue(*arguments)
-        stream.sync()
-
-    return {
-        "host": timed(lambda: backend.run(x)),
-        "device": on_gpus_clock,
-        "call": timed(enqueued_and_waited_for),
-    }
-
-
-def timed(call: Callable[[], object]) -> Call:
-    def run() -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-    return run
-
-
-def sample(calls: Mapping[str, Call], *, rounds: int, burst: float = 0.02) -> dict[str, dict[str, float]]:
-    """p50, p99, the best and the number of calls of each contender, interleaved in bursts of `burst` seconds.
-
-    The first two calls of a burst are not counted: they bring code, data and the GPU's clocks back.
-    """
-    for call in calls.values():
-        for _ in range(20):
-            call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    order, shuffle = list(calls), random.Random(0).shuffle
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            shuffle(order)
-            for name in order:
-                calls[name]()
-                calls[name]()
-                stop = time.perf_counter() + burst
-                taken[name].append(calls[name]())
-                while time.perf_counter() < stop:
-                    taken[name].append(calls[name]())
-            gc.collect()
-    finally:
-        gc.enable()
-    return {
-        name: {
-            "p50": float(np.percentile(times, 50)),
-            "p99": float(np.percentile(times, 99)),
-            "best": min(times),
-            "calls": len(times),
-        }
-        for name, times in taken.items()
-    }
-
-
-def threaded(backend: EngineBackend, in_features: int, batch: int, *, seconds: float) -> dict[int, float]:
-    """Calls a second of so many threads, each with rows of its own in host memory."""
-    rates = {}
-    for count in THREADS:
-        done = [0] * count
-        start, stop = threading.Barrier(count + 1), threading.Event()
-
-        def work(
-            index: int, done: list[int] = done, start: threading.Barrier = start, stop: threading.Event = stop
-        ) -> None:
-            x = np.random.default_rng(index).uniform(0, 1, (batch, in_features)).astype(np.float32)
-            for _ in range(20):
-                backend.run(x)
-            start.wait()
-            while not stop.is_set():
-                backend.run(x)
-                done[index] += 1
-
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
-        for thread in threads:
-            thread.start()
-        start.wait()
-        begin, before = time.perf_counter(), sum(done)
-        time.sleep(seconds)
-        rates[count] = (sum(done) - before) / (time.perf_counter() - begin)
-        stop.set()
-        for thread in threads:
-            thread.join()
-    return rates
-
-
-def print_results(console: Console, results: Sequence[Any], throughput: Sequence[Any]) -> None:
-    table = Table(
-        "TensorRT", "network", "batch", "clock", "graph", "no graph", "empty, graph", "graph - empty",
-        title="p50 (p99) of one call, µs",
-    )  # fmt: skip
-    for result in results:
-        for clock in CLOCKS:
-            times = result["seconds"][clock]
-            cells = [
-                f"{micro(times[name]['p50'])} ({micro(times[name]['p99'])})"
-                for name in ("network, graph", "network, no graph", "empty, graph")
-            ]
-            more = (times["network, graph"]["p50"] - times["empty, graph"]["p50"]) * 1e6
-            table.add_row(
-                result["flavour"], str(result["network"]), str(result["batch"]), clock, *cells, f"{more:+.1f}"
-            )
-    console.print(table)
-    table = Table("TensorRT", "batch", "threads", "calls/s", title=f"{list(THREADED)}, host to host")
-    for row in throughput:
-        table.add_row(row["flavour"], str(row["batch"]), str(row["threads"]), f"{row['calls per second']:,.0f}")
-    console.print(table)
-
-
-def is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+def elsewhere(console: Console, python: str, folder: Path, *, minutes: float, quick: bool) -> None:
+    """Runs the parts about engines in another Python, into another folder."""
+    command = [python, "-m", "benchmarks.gpu", "--out", str(folder), "--minutes", f"{minutes:g}", "--part", *OF_ENGINES]
+    done = subprocess.run([*command, *(["--quick"] if quick else [])], check=False)
+    if done.returncode:
+        console.print(f"{python} left with exit code {done.returncode}")
 
 
 def slug(gpu: Gpu) -> str:

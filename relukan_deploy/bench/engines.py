@@ -41,6 +41,7 @@ __all__ = ["artifact_for", "bundle_subjects", "engine_subjects", "parameters_of"
 _INPUTS_BYTES = 64 << 20  # of rotated inputs together, about
 _TEMPORARIES = 3  # of a layer's basis, that ONNX Runtime holds at a time
 _SPLIT_ROUNDS = 15
+_MOST_PAIRS = REMEMBERED - 1  # of device arrays; a lane keeps graphs for so many, and for one that the split looks at
 
 Call = Callable[[NDArray[np.float32]], object]
 
@@ -285,7 +286,7 @@ class _OnDevice(_Subject):
         self.release()
         try:
             with backend.cuda:
-                self._fill(backend, make_inputs(self._domain, batch, most=REMEMBERED))
+                self._fill(backend, make_inputs(self._domain, batch, most=_MOST_PAIRS))
         except RelukanError:
             raise
         except Exception as error:  # cuda-core's own errors

@@ -135,9 +135,10 @@ def test_inputs_on_the_device_take_turns_and_are_no_more_than_there_are_graphs_f
     subjects, engines = make()
     turn = of(subjects, "device", graph=True).prepare(4)
     engines[0].ran.clear()
-    turn(2 * REMEMBERED)
-    assert len(set(engines[0].ran)) == REMEMBERED
-    assert engines[0].ran[:REMEMBERED] == engines[0].ran[REMEMBERED:]
+    count = REMEMBERED - 1  # and one for the split
+    turn(2 * count)
+    assert len(set(engines[0].ran)) == count
+    assert engines[0].ran[:count] == engines[0].ran[count:]
 
 
 @pytest.mark.parametrize("layout", get_args(Layout))
@@ -202,6 +203,18 @@ def test_the_split_is_that_of_events_around_copy_network_and_copy(make: Callable
     assert host.split() == Split(pytest.approx(1e-3), pytest.approx(1e-3), pytest.approx(1e-3))  # type: ignore[arg-type]
     device.prepare(8)
     assert device.split() == Split(0, pytest.approx(1e-3), 0)  # type: ignore[arg-type]
+
+
+def test_graphs_are_kept_while_splits_are_looked_at(make: Callable[..., Made], gpu: Gpu) -> None:
+    subjects, _ = make()
+    host, device = (of(subjects, data, graph=True) for data in ("host", "device"))
+    host.prepare(8)(2)
+    turn = device.prepare(8)
+    host.split()
+    gpu.calls.clear()
+    device.split()
+    turn(2 * REMEMBERED)
+    assert gpu.calls["cuStreamBeginCapture"] == 0
 
 
 def test_the_split_of_a_batch_in_parts_is_that_of_all_parts(make: Callable[..., Made]) -> None:

@@ -2,7 +2,7 @@
 
     python -m pytest tests/gpu
 
-What was measured is written to benchmarks/results/GPU-NAME/parity.json, or under the folder that the
+What was measured is written to benchmarks/results/GPU-NAME/test_parity.json, or under the folder that the
 environment variable RELUKAN_RESULTS names. Needs neither hypothesis nor polars.
 """
 
@@ -140,7 +140,7 @@ def assert_close(found: NDArray[np.float32], expected: NDArray[np.float64], tole
 
 @pytest.fixture(scope="module")
 def record(gpu: Gpu) -> Iterator[Callable[[Artifact], None]]:
-    """Adds an artifact's figures to parity.json; what other TensorRTs left there stays."""
+    """Adds an artifact's figures to test_parity.json; what other TensorRTs left there stays."""
     entries: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def key(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ def record(gpu: Gpu) -> Iterator[Callable[[Artifact], None]]:
     if not entries:
         return
     home = Path(os.environ.get("RELUKAN_RESULTS") or Path(__file__).parents[2] / "benchmarks" / "results")
-    file = home / re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-") / "parity.json"
+    file = home / re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-") / "test_parity.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(file.read_text())["parity"] if file.is_file() else []
     merged = {**{key(entry): entry for entry in before}, **entries}
