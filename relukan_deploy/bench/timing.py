@@ -157,12 +157,17 @@ def sample(
     taken: dict[str, list[Sequence[float]]] = {name: [] for name in turns}
     order = list(turns)
     shuffle = random.Random(seed).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            calls, leading = plans[name]
-            taken[name].append(turns[name](calls)[leading:])
-        gc.collect()
+    gc.collect()
+    gc.freeze()  # what is there stays; looking at it after every round would take longer than the rounds
+    try:
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                calls, leading = plans[name]
+                taken[name].append(turns[name](calls)[leading:])
+            gc.collect()
+    finally:
+        gc.unfreeze()
     return taken
 
 
