@@ -8,7 +8,7 @@ from ..results import Environment, Results
 from . import words
 from .groups import OURS, Group, Line, groups
 
-__all__ = ["to_markdown"]
+__all__ = ["escape", "to_markdown"]
 
 
 def to_markdown(results: Results) -> str:
@@ -17,7 +17,7 @@ def to_markdown(results: Results) -> str:
     parts = []
     for group in found:
         if len(found) > 1:
-            parts.append(f"**{_escape(group.title)}**")
+            parts.append(f"**{escape(group.title)}**")
         parts += [_table(group), _caption(group)]
     parts += [_measured(environment) for environment in results.environments]
     return "\n\n".join(parts) + "\n"
@@ -28,7 +28,7 @@ def _table(group: Group) -> str:
     rows = [["network", "run by", *(f"batch {batch}" for batch in batches)], ["---", "---", *["---:"] * len(batches)]]
     for line in group.lines:
         cells = [_cell(line, batch) for batch in batches]
-        rows.append([_escape(line.network), _escape(line.way), *cells])
+        rows.append([escape(line.network), escape(line.way), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -62,10 +62,10 @@ def _measured(environment: Environment) -> str:
         environment.date[:10],
         *([words.commit(environment.commit)] if environment.commit else []),
     ]
-    return f"Measured on {_escape('; '.join(facts))}; with {_code(environment.command)}."
+    return f"Measured on {escape('; '.join(facts))}; with {_code(environment.command)}."
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that stays text, in a table too."""
     plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", plain)
