@@ -27,7 +27,6 @@ import json, sys, time
 begin = time.perf_counter()
 import relukan_deploy
 imported = time.perf_counter()
-import resource
 from relukan_deploy.errors import RelukanError
 path, backend = sys.argv[1:]
 begun = time.perf_counter()
@@ -43,7 +42,12 @@ except RelukanError as error:
     sys.exit(str(error))
 if not numpy.isfinite(answer).all():
     sys.exit(f"the first answer is {answer}")
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+try:
+    with open("/proc/self/status") as file:
+        most = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+except OSError:  # not Linux, where getrusage tells what the parent held when it started this process, if that is more
+    import resource
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps([imported - begin, loaded - begun, answered - asked, most]), flush=True)
 sys.stdin.read()
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from relukan_deploy.bench.startup import cold_starts, first_answer
@@ -39,6 +40,11 @@ def test_a_process_tells_what_it_took(bundle_path: Path) -> None:
     assert found.device_bytes is None
     assert min(found.import_seconds, found.load_seconds, found.first_seconds) > 0
     assert 10e6 < found.host_bytes < 1e9  # bytes, not KiB
+
+
+def test_what_this_process_holds_is_not_counted(bundle_path: Path) -> None:
+    held = np.ones(400 << 17)  # 400 MiB
+    assert first_answer(bundle_path, "onnxruntime-cpu").host_bytes < held.nbytes
 
 
 def test_parts_add_up_to_less_than_the_process(bundle_path: Path) -> None:
