@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -155,6 +156,18 @@ class Machine:
         ]
         for one in with_ideals(series, bundle, self.record.peaks):
             self.record.add(one)
+
+    def limit_others(self) -> None:
+        """Gives what another Python has measured its distance from the limits that were measured here."""
+
+        def limited(one: Series) -> Series:
+            if one.contender.network != "this network":
+                return one
+            return with_ideals([one], self.bundle(one.contender.widths), self.record.peaks)[0]
+
+        self.record.others = [
+            dataclasses.replace(results, series=tuple(map(limited, results.series))) for results in self.record.others
+        ]
 
     def _free_on_gpu(self) -> int:
         with Cuda() as cuda:

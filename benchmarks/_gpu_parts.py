@@ -99,6 +99,7 @@ def peaks(machine: Machine) -> None:
             machine.record.peaks.append(measure_peaks("gpu", precision))
         except RelukanError as error:
             machine.record.skip(f"the ideal limit, {precision}", str(error))
+    machine.limit_others()
 
 
 def calls(machine: Machine, widths: Widths) -> None:

@@ -59,7 +59,12 @@ class Record:
     Args:
         folder: where the files go.
         environment: of this process.
-        others: what another Python has left in its folder.
+        others: folders in which another Python has left what it found.
+
+    Attributes:
+        series, startups, skipped, peaks: as in `Results`.
+        rows: of the other files, by name.
+        others: what was found in other Pythons.
     """
 
     def __init__(self, folder: Path, environment: Environment, others: Sequence[Path] = ()) -> None:
@@ -70,7 +75,7 @@ class Record:
         self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in FILES}
         self.peaks: list[Peaks] = []
         self._environment = environment
-        self._others: list[Results] = []
+        self.others: list[Results] = []
         self._writing = threading.Lock()
         for other in others:
             self._take(other)
@@ -96,7 +101,7 @@ class Record:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.series or self._others)
+        return not (self.series or self.others)
 
     def results(self) -> Results:
         environment = dataclasses.replace(self._environment, after=conditions(), peaks=tuple(self.peaks))
@@ -107,7 +112,7 @@ class Record:
             startups=tuple(self.startups),
             skipped=tuple(self.skipped),
         )
-        return stored.merge([own, *self._others])
+        return stored.merge([own, *self.others])
 
     def write(self) -> None:
         """Each file aside, and then in its place."""
@@ -135,7 +140,7 @@ class Record:
 
     def _take(self, folder: Path) -> None:
         with contextlib.suppress(RelukanError):  # it has not come so far
-            self._others.append(stored.read(folder / "results.json"))
+            self.others.append(stored.read(folder / "results.json"))
         for name, rows in self.rows.items():
             with contextlib.suppress(OSError, ValueError):
                 rows += json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))[name]

@@ -6,7 +6,7 @@
 `download` leaves wheels for x86-64 Linux in numbered folders of at most 50 MiB, the most needed first,
 so that they can be carried one by one; a larger wheel is cut into pieces. `install` joins them, and
 makes a virtual environment that also sees the packages of the Python that runs it, such as its PyTorch.
-What those are is not installed again, and what was not brought is left out. Standard library only.
+Those of them that are new enough are not installed again, and what was not brought is left out. Standard library only.
 """
 
 from __future__ import annotations
@@ -118,19 +118,19 @@ def pack(wheels: Sequence[Path], folder: Path) -> None:
 def install(folder: Path, environment: Path) -> None:
     """Makes the virtual environment, and installs into it what is in the folders."""
     with tempfile.TemporaryDirectory() as joined:
-        names = sorted(join(folder, Path(joined)))
-        if not names:
+        wanted = sorted(join(folder, Path(joined)))
+        if not wanted:
             sys.exit(f"{folder} holds no wheels: make gpu-wheels, and bring what it leaves in build/gpu-wheels")
         venv.create(environment, system_site_packages=True, with_pip=True, clear=True)
         python = environment / "bin" / "python"
         see_packages_of_this_python(python)
         # Without dependencies: they are among the names, and one that was not brought does not stop the others.
         options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--find-links", joined]
-        subprocess.run([str(python), "-m", "pip", "install", *options, *names], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", *options, *wanted], check=True)
 
 
 def join(folder: Path, into: Path) -> Iterator[str]:
-    """Puts all wheels into one folder, and gives the names of their packages."""
+    """Puts all wheels into one folder, and gives what they satisfy, as "NAME>=VERSION"."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     pieces: dict[str, dict[int, Path]] = {}
     counts: dict[str, int] = {}
@@ -148,7 +148,7 @@ def join(folder: Path, into: Path) -> Iterator[str]:
         with (into / name).open("wb") as wheel:
             for number in sorted(parts):
                 wheel.write(parts[number].read_bytes())
-        yield name.split("-")[0]
+        yield ">=".join(name.split("-")[:2])
 
 
 def see_packages_of_this_python(python: Path) -> None:

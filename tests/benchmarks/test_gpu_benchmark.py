@@ -201,6 +201,17 @@ def test_another_python_measures_the_engines_in_half_of_the_time(tmp_path: Path,
     assert "left with exit code 4" in capsys.readouterr().out
 
 
+def test_what_another_python_measured_gets_its_limit_from_this_ones_peaks(machine: Machine) -> None:
+    found = (series((2, 5, 1), "tensorrt", {1: 1e-5}), series((2, 2), "tensorrt", {1: 1e-5}, "one Relu"))
+    machine.record.others = [Results("", (HERE,), found)]
+    machine.record.peaks.append(Peaks("gpu", "fp32", 1e30, 1e30, launch_seconds=2.0))
+    machine.limit_others()
+    ours, other = machine.record.results().series
+    assert ours.points[0].ideal is not None
+    assert ours.points[0].ideal.seconds == 2.0
+    assert other.points[0].ideal is None
+
+
 SMALL, USUAL = (2, 5, 1), (4, 64, 64, 1)
 
 
