@@ -178,6 +178,8 @@ def training(machine: Machine, widths: Widths, engine: TorchEngine) -> None:
         with skipping(machine, f"training {name}: {engine}"):
             machine.say(f"training {name}: {engine}")
             turns[name] = training_turns(module, shape, TRAINED_ROWS, engine=engine)
+    if not turns:
+        return
     found = sample(turns, rounds=effort.rounds, burst=effort.burst, warm_up=effort.warm_up, most=10 * effort.most)
     for name, rounds in found.items():
         times = dataclasses.asdict(summarise([rounds]))
