@@ -21,6 +21,7 @@ MODULES = {
 HEAVY = (
     *("cuda", "ml_dtypes", "onnx", "onnxruntime", "polars", "safetensors", "tensorrt", "tensorrt_rtx", "torch"),
     *("grpc", "httptools", "orjson", "prometheus_client", "ray", "starlette", "tritonclient", "uvicorn", "uvloop"),
+    *("kan", "matplotlib", "plotly"),
 )
 
 # Each module belongs to the row with its longest name; a row imports rows below it, and its own.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from ..results import Data, Results, Skipped
+from ..results import Accuracy, Data, Results, Skipped
 from . import words
 from .groups import OURS, PLACES, Group
 
-__all__ = ["finding", "left_out"]
+__all__ = ["accuracy_finding", "finding", "left_out"]
 
 
 def finding(group: Group) -> list[list[str]]:
@@ -45,6 +45,32 @@ def _others(group: Group, data: Data, batch: int) -> list[str]:
     """How many times as long the other networks take, each at its fastest."""
     lines = [group.fastest(network, data, batch) for network in group.networks if network != OURS]
     return [f"{words.times(line.ratios[batch])} ({line.network})" for line in lines if line and batch in line.ratios]
+
+
+def accuracy_finding(results: Results) -> list[str]:
+    """Of the networks trained on the same data, the fastest of each kind that reaches the error."""
+    together: dict[tuple[int, float], list[Accuracy]] = {}
+    for each in results.accuracies:
+        together.setdefault((each.environment, each.compared_at), []).append(each)
+    return [sentence for (_, level), several in together.items() for sentence in _fastest(several, level)]
+
+
+def _fastest(several: Sequence[Accuracy], level: float) -> Iterator[str]:
+    reaching = [each for each in several if each.error <= level]
+    for batch in sorted({batch for each in reaching for batch in each.seconds}):
+        timed = sorted((each for each in reaching if batch in each.seconds), key=lambda each: each.seconds[batch])
+        found: dict[str, Accuracy] = {}
+        for each in timed:
+            found.setdefault(each.network, each)
+        times = [
+            f"{words.duration(each.seconds[batch])} ({each.network}, {words.widths(each.widths)})"
+            for each in found.values()
+        ]
+        yield f"With an error of at most {words.error(level)}, the fastest at batch {batch} take {words.join(times)}."
+    others = dict.fromkeys(each.network for each in several)
+    missing = [network for network in others if network not in {each.network for each in reaching}]
+    if missing:
+        yield f"None so accurate was found of {words.join(missing)}."
 
 
 def left_out(results: Results, found: Sequence[Group]) -> list[Skipped]:

@@ -22,7 +22,7 @@ from ...errors import InputError, MissingDependencyError
 from ..results import Results
 from . import charts, tables, words
 from .charts import Chart
-from .finding import finding, left_out
+from .finding import accuracy_finding, finding, left_out
 from .groups import B_SPLINES, Group, groups, machines
 from .styles import DARK, LIGHT
 from .tables import element
@@ -135,7 +135,10 @@ def _sections(results: Results, found: list[Group]) -> list[_Section]:
             "Accuracy against latency",
             "Networks trained on the same data; lower left is better. The line is the error they are compared at.",
             [charts.accuracy(results)] * max(1, len(found)) if results.accuracies else [],
-            [tables.accuracies(results)] if results.accuracies else [],
+            [
+                *(element("p", _unbroken(sentence)) for sentence in accuracy_finding(results)),
+                *([tables.accuracies(results)] if results.accuracies else []),
+            ],
         ),
         _Section(
             "start",

@@ -50,7 +50,7 @@ def write_plot(results: Results, path: str | Path) -> None:
         _draw(figure.add_subplot(rows, columns, index + 1), group, title)
     measured = [f"{words.machine(each)}; {words.threads(each.threads)}" for each in machines(results)]
     unsteady = any(timing.is_unsteady for group in found for line in group.chosen() for timing in line.timings)
-    note = [words.UNSTEADY_NOTE.replace(words.UNSTEADY, "hollow:")] if unsteady else []
+    note = [words.UNSTEADY_NOTE.replace(f"{words.UNSTEADY} unsteady", "hollow")] if unsteady else []
     figure.supxlabel(_plain("\n".join([*measured, *note])), color=_DIM, fontsize=8)
     with replacing_file(path) as written:
         figure.savefig(written, format="png", facecolor="white")

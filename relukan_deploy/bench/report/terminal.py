@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..results import Data, Results
 from . import words
-from .finding import finding, left_out
+from .finding import accuracy_finding, finding, left_out
 from .groups import OURS, PLACES, Group, Line, groups
 
 __all__ = ["print_results"]
@@ -155,6 +155,8 @@ def _print_accuracies(console: Console, results: Results) -> None:
     _print_table(console, titles, rows, names=2)
     levels = dict.fromkeys(words.error(each.compared_at) for each in results.accuracies)
     console.print(Text(f"bold: at most {words.join(list(levels))}, the error at which they are compared", "dim"))
+    for sentence in accuracy_finding(results):
+        console.print(Text(sentence))
 
 
 def _print_table(
