@@ -32,7 +32,7 @@ from .torch_subjects import in_torch
 if TYPE_CHECKING:
     from .fitting import Rows, Trained
 
-__all__ = ["BATCHES", "STEPS", "equal_accuracy", "fastest"]
+__all__ = ["BATCHES", "STEPS", "equal_accuracy"]
 
 BATCHES = (1, 1024)
 STEPS = 2000
@@ -114,15 +114,6 @@ def equal_accuracy(
             for subject in candidate.subjects:
                 subject.close()
     return _compared(found, own if error is None else error, skipped), skipped
-
-
-def fastest(accuracies: Iterable[Accuracy], batch: int) -> dict[str, Accuracy]:
-    """Of each family the network that answers so many rows the fastest, among those that reach the error."""
-    reaching = (each for each in accuracies if each.error <= each.compared_at and batch in each.seconds)
-    found: dict[str, Accuracy] = {}
-    for each in sorted(reaching, key=lambda each: each.seconds[batch]):
-        found.setdefault(each.network, each)
-    return found
 
 
 def _check_options(against: Sequence[str], error: float | None, steps: int) -> None:

@@ -14,7 +14,7 @@ from sklearn.metrics import r2_score
 
 from relukan_deploy import export, fit, load
 from relukan_deploy.bench import accuracy, fitting
-from relukan_deploy.bench.accuracy import equal_accuracy, fastest
+from relukan_deploy.bench.accuracy import equal_accuracy
 from relukan_deploy.bench.results import Accuracy, Skipped
 from relukan_deploy.bench.sweep import Effort
 from relukan_deploy.bundle import Bundle, Manifest
@@ -182,7 +182,6 @@ def test_a_family_that_never_reaches_the_error_is_said_so(bundle: Bundle) -> Non
     assert {each.compared_at for each in found} == {0.0}
     least = min(each.error for each in found if each.network == "mlp")
     assert Skipped("mlp at a test error of 0", f"the best of its networks has {least:.3g}") in skipped
-    assert fastest(found, 1) == {}
 
 
 def test_a_bundle_for_other_data_does_not_take_part(bundle: Bundle) -> None:
@@ -214,13 +213,3 @@ def test_another_target_is_another_task(bundle: Bundle) -> None:
 def test_options_that_cannot_be_used_are_refused(bundle: Bundle, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         equal_accuracy(regression(), None, bundle, **options)  # type: ignore[arg-type]
-
-
-def test_the_fastest_is_the_fastest_of_those_that_reach_the_error() -> None:
-    def of(network: str, error: float, seconds: float) -> Accuracy:
-        return Accuracy(network, (1, 1), 1, "torch", 0, error, 1.0, {1: seconds, 1024: 1 / seconds}, 0.1)
-
-    small, large, wrong = of("a", 0.1, 1.0), of("a", 0.01, 2.0), of("a", 0.2, 0.5)
-    other = of("b", 0.2, 0.1)
-    assert fastest([wrong, large, other, small], 1) == {"a": small}
-    assert fastest([wrong, large, other, small], 1024) == {"a": large}
