@@ -62,7 +62,7 @@ def write_page(results: Results, path: str | Path) -> None:
         raise InputError(f"{path} does not end in .html, and no other page is written")
     page = _page(results)
     with replacing_file(path) as written:
-        written.write_bytes(page.encode())
+        written.write_bytes(page.encode("utf-8", "replace"))  # a path may hold bytes that are no text
 
 
 def _page(results: Results) -> str:

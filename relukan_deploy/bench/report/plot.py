@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def write_plot(results: Results, path: str | Path) -> None:
     unsteady = any(timing.is_unsteady for group in found for line in group.chosen() for timing in line.timings)
     note = [words.UNSTEADY_NOTE.replace(f"{words.UNSTEADY} unsteady", "hollow")] if unsteady else []
     figure.supxlabel(_plain("\n".join([*measured, *note])), color=_DIM, fontsize=8)
-    with replacing_file(path) as written:
+    with replacing_file(path) as written, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a sign that the font lacks is drawn as a box
         figure.savefig(written, format="png", facecolor="white")
 
 
@@ -143,5 +145,5 @@ def _apart(wanted: list[float], distance: float) -> list[float]:
 
 
 def _plain(text: str) -> str:
-    """Text that Matplotlib does not take for mathematics."""
-    return text.replace("$", r"\$")
+    """Text that Matplotlib does not take for mathematics; a path may hold bytes that are no text."""
+    return text.encode("utf-8", "replace").decode().replace("$", r"\$")

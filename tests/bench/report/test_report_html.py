@@ -237,6 +237,11 @@ def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
     assert sections == ["skipped", "how"]
 
 
+def test_a_path_that_is_no_text_is_written_all_the_same(tmp_path: Path) -> None:
+    write_page(dataclasses.replace(examples.small_results(), bundle="model \udcff"), tmp_path / "page.html")
+    assert "<h1>model ?</h1>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"does not end in \.html"):
         write_page(examples.small_results(), tmp_path / "report.pdf")

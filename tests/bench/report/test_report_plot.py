@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def test_each_shape_and_machine_has_a_panel(tmp_path: Path) -> None:
 
 def test_names_are_not_mathematics(tmp_path: Path) -> None:
     write_plot(examples.hostile_results(), tmp_path / "plot.png")  # $e$ and %{x}; a warning would be an error
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_a_name_may_hold_what_no_font_has_and_what_is_no_text(tmp_path: Path) -> None:
+    write_plot(dataclasses.replace(examples.small_results(), bundle="日本 \udcff"), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
