@@ -24,13 +24,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready-bench  ## the figures of the README, on this CPU
+bench: $(VENV)/.ready-bench  ## the figures of the README, on this CPU, in a quarter of an hour
 	$(BIN)/python -m benchmarks.inference_cpu --json benchmarks/results/cpu-x86-64/inference_cpu.json
-	$(BIN)/python -m benchmarks.pykan_alone --json benchmarks/results/cpu-x86-64/pykan_alone.json
+	$(BIN)/python -m benchmarks.inference_cpu --isolate --json benchmarks/results/cpu-x86-64/pykan_alone.json
 	$(BIN)/python -m benchmarks.forms --json benchmarks/results/cpu-x86-64/forms.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/cpu-x86-64/startup.json
 	$(BIN)/python -m benchmarks.runner --json benchmarks/results/cpu-x86-64/runner.json
 	$(BIN)/python -m benchmarks.batcher --json benchmarks/results/cpu-x86-64/batcher.json
+	$(BIN)/python -m benchmarks.readme
 
 # WHEELS=DIR: without a network, from what gpu-wheels left. ENGINES=PATH: another Python, which has a TensorRT.
 bench-gpu: $(VENV)/$(if $(WHEELS),.ready-wheels,.ready-bench)  ## everything about this GPU, in eight minutes

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from relukan_deploy import ReLUKAN
+from relukan_deploy.bench.peers import ours
+from relukan_deploy.bench.subjects import Shape
 
 __all__ = ["trained_like"]
 
 
 def trained_like(widths: Sequence[int], grid: int = 5, order: int = 3) -> ReLUKAN:
-    """A network whose s and e differ from input to input, as training leaves them.
-
-    Fresh ones are the same on every input; the exporter then stores them once, which is not the
-    graph of a trained network.
-    """
-    torch.manual_seed(0)
-    model = ReLUKAN(widths, grid, order)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith((".starts", ".ends")):
-                parameter.add_(torch.randn_like(parameter), alpha=0.1 / grid)
-    return model.eval()
+    """The same network every time, on inputs in and around [0, 1]; see `ours.trained_like`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ours.trained_like(Shape(tuple(widths), grid, order, np.tile((0.0, 1.0), (widths[0], 1))))

@@ -34,7 +34,6 @@ NETWORKS = ((2, 5, 1), (4, 64, 64, 1))
 CLIENTS = (1, 8, 32)
 THREADS = 8
 CALLS = 100  # of each client, in one turn
-PACKAGES = ("relukan-deploy", "onnxruntime", "numpy")
 DIRECT = "runner(x)"
 GOALS = {"8 asyncio clients": 50_000}  # calls a second, at least, of the small network
 
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     options = parser.parse_args(arguments)
     console = new_console()
-    values = header("batcher", PACKAGES)
+    values = header("batcher")
     print_header(console, values)
     results: list[dict[str, Any]] = []
     for widths in NETWORKS:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from relukan_deploy.bench.bound import bound_calls
 from relukan_deploy.bench.timing import Turn, measure, ratio, timed
 from relukan_deploy.exporters.to_onnx import to_onnx
 from relukan_deploy.lowering import choose_form
@@ -29,14 +30,13 @@ from relukan_deploy.runtime.ort_cpu import level_for
 from relukan_deploy.spec import Form, KanSpec, Layout, Precision
 
 from ._networks import trained_like
-from ._report import bound_call, figures, header, micro, new_console, print_header, write_json
+from ._report import figures, header, micro, new_console, print_header, write_json
 
 NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10), (784, 64, 10))
 BATCHES = (1, 16, 64, 256, 1024)
 LAYOUTS: tuple[Layout, ...] = ("batch-last", "batch-major")
 FORMS: tuple[Form, ...] = ("direct", "quadratic")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-PACKAGES = ("onnxruntime", "onnx", "numpy")
 VARIANTS: dict[str, tuple[Layout, Form, Level]] = {
     **{f"{layout} {form}": (layout, form, "ORT_ENABLE_ALL") for layout, form in itertools.product(LAYOUTS, FORMS)},
     **{f"batch-last {form}, extended": ("batch-last", form, "ORT_ENABLE_EXTENDED") for form in FORMS},
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     options = parser.parse_args(arguments)
     console = new_console()
-    values = header("forms", PACKAGES)
+    values = header("forms")
     print_header(console, values)
     errors, results = [], []
     for widths in NETWORKS:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_errors(console, errors)
     print_times(console, results)
     if options.json:
-        write_json(options.json, {**values, "threads": 1, "errors": errors, "results": results})
+        write_json(options.json, {**values, "errors": errors, "results": results})
 
 
 def prepared(x: NDArray[Any], layout: Layout) -> NDArray[Any]:
@@ -114,7 +114,7 @@ def graph_turn(spec: KanSpec, x: NDArray[np.float32], layout: Layout, form: Form
     model = to_onnx(spec, layout=layout, form=form)
     outputs = (1, spec.out_features, 1, len(x)) if layout == "batch-last" else (len(x), spec.out_features, 1)
     session = make_session(model, ["CPUExecutionProvider"], 1, level=level)
-    return timed(bound_call(session, prepared(x, layout), outputs))
+    return timed(*bound_calls(session, [prepared(x, layout)], outputs))
 
 
 def print_errors(console: Console, errors: Sequence[dict[str, Any]]) -> None:

@@ -32,7 +32,6 @@ from ._report import figures, header, micro, new_console, print_header, write_js
 
 NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10), (784, 64, 10))
 BATCHES = (1, 8, 64, 1024, 8192)
-PACKAGES = ("onnxruntime", "numpy")
 RUNNER, BARE, WHOLE = "runner(x)", "InferenceSession.run", "in one piece"
 
 
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     options = parser.parse_args(arguments)
     console = new_console()
-    values = header("runner", PACKAGES)
+    values = header("runner")
     print_header(console, values)
     table = Table("network", "batch", RUNNER, BARE, WHOLE, "runner / bare (80%)", title="Median of one call, µs")
     results = []
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table.add_row(str(list(widths)), str(batch), *times, share)
     console.print(table)
     if options.json:
-        write_json(options.json, {**values, "threads": 1, "results": results})
+        write_json(options.json, {**values, "results": results})
 
 
 def time_batch(widths: Sequence[int], batch: int, *, rounds: int) -> dict[str, Any]:

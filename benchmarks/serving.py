@@ -41,7 +41,7 @@ from ._wrk import Load, require_wrk, run_wrk
 WIDTHS = (4, 64, 64, 1)
 RELOADED = (4, 16, 2)
 CLIENTS = (1, 8, 32)
-PACKAGES = ("relukan-deploy", "onnxruntime", "numpy", "uvicorn", "starlette")
+PACKAGES = ("uvicorn", "starlette")
 ONE, TWO = "relukan-serve", "relukan-serve, 2 workers"
 TRITON, TRITON_GRAPH = "Triton, python", "Triton, bare graph"
 GOALS = {ONE: 8_000, TWO: 12_000}  # requests a second, at least, of 32 clients

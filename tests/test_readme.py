@@ -58,15 +58,18 @@ def run(command: list[str], folder: Path) -> str:
 
 @pytest.mark.slow
 def test_the_commands_run_one_after_another(folder: Path) -> None:
-    *others, serve, ask = (
+    commands = [
         line[2:]
         for block in blocks("console")
         for line in block.splitlines()
         if line.startswith(("$ relukan-", "$ curl"))
-    )
-    for command in others:
-        run(shlex.split(command), folder)
+    ]
+    serve, ask = (next(command for command in commands if name in command) for name in ("relukan-serve", "curl"))
+    for command in commands:
+        if command not in (serve, ask):
+            run(shlex.split(command), folder)
     assert (folder / "model" / "model.engine").is_file()
+    assert (folder / "report.html").is_file()
     with serving(shlex.split(serve), folder) as url:
         answer = json.loads(run(shlex.split(ask.replace("localhost:8000", url)), folder))
     (block,) = (block for block in blocks("console") if "curl" in block)
