@@ -101,7 +101,7 @@ for name in modules:
     importlib.import_module(name)
 """
 NEED_TORCH = {
-    *("relukan_deploy.model", "relukan_deploy.train", "relukan_deploy._loop"),
+    *("relukan_deploy.model", "relukan_deploy.train", "relukan_deploy._loop", "relukan_deploy.bench.fitting"),
     *(name for name in MODULES if name.startswith("relukan_deploy.bench.peers.")),
 }
 SERVER = "relukan_deploy.runtime.serving."  # imported by what says first that its extra is missing
@@ -114,8 +114,8 @@ def test_every_module_imports_where_no_extra_is_installed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["relukan_deploy.runtime", "relukan_deploy.api", "relukan_deploy.cli.export"])
-def test_serving_and_exporting_import_no_heavy_package_before_they_need_it(name: str) -> None:
+@pytest.mark.parametrize("name", [f"relukan_deploy.{name}" for name in ("runtime", "api", "cli.export", "cli.bench")])
+def test_serving_exporting_and_timing_import_no_heavy_package_before_they_need_it(name: str) -> None:
     loaded = run_python(f"import sys, json, {name}; print(json.dumps(sorted(sys.modules)))")
     assert not {each.partition(".")[0] for each in json.loads(loaded)} & set(HEAVY)
 
