@@ -83,8 +83,7 @@ def equal_accuracy(
         say: told what is being done.
 
     Returns:
-        A record for each network, the bundle's first; and what could not be trained or timed, or does not
-        reach the error.
+        A record for each network, the bundle's first; and what could not be trained or timed.
 
     Raises:
         TableError: the data, or a column of it, cannot be used.
@@ -113,7 +112,7 @@ def equal_accuracy(
         for candidate in candidates:
             for subject in candidate.subjects:
                 subject.close()
-    return _compared(found, own if error is None else error, skipped), skipped
+    return _compared(found, own if error is None else error), skipped
 
 
 def _check_options(against: Sequence[str], error: float | None, steps: int) -> None:
@@ -231,14 +230,10 @@ def _seconds(points: Iterable[Point]) -> dict[int, float]:
     return {point.batch: point.timing.p50 for point in points if point.timing}
 
 
-def _compared(found: Sequence[Accuracy], error: float | None, skipped: list[Skipped]) -> list[Accuracy]:
+def _compared(found: Sequence[Accuracy], error: float | None) -> list[Accuracy]:
     """The records with the error at which they are compared: None takes the best that every family reaches."""
     best: dict[str, float] = {}
     for each in found:
         best[each.network] = min(each.error, best.get(each.network, math.inf))
     level = max(best.values(), default=0.0) if error is None else error
-    for family, least in best.items():
-        if least > level:
-            why = f"the best of its networks has {least:.3g}"
-            skipped.append(Skipped(f"{family} at a test error of {level:.3g}", why))
     return [dataclasses.replace(each, compared_at=level) for each in found]

@@ -66,9 +66,9 @@ def _fastest(several: Sequence[Accuracy], level: float) -> Iterator[str]:
             f"{words.duration(each.seconds[batch])} ({each.network}, {words.widths(each.widths)})"
             for each in found.values()
         ]
-        yield f"With an error of at most {words.error(level)}, the fastest at batch {batch} take {words.join(times)}."
-    others = dict.fromkeys(each.network for each in several)
-    missing = [network for network in others if network not in {each.network for each in reaching}]
+        yield f"With an error of at most {words.error(level)}, the fastest at batch {batch}: {words.join(times)}."
+    best = {each.network: each.error for each in sorted(several, key=lambda each: -each.error)}
+    missing = [f"{network} (the best has {words.error(error)})" for network, error in best.items() if error > level]
     if missing:
         yield f"None so accurate was found of {words.join(missing)}."
 
