@@ -13,7 +13,7 @@ ALONE  := unshare --map-root-user --net --pid --mount --mount-proc --fork --kill
 demo: $(READY)  ## handwritten digits: train, export, verify, predict
 	$(BIN)/python demo/digits.py
 
-test: lint $(TRITON)/.ready  ## everything that can be tested on this machine
+test: lint $(VENV)/.ready-bench $(TRITON)/.ready  ## everything that can be tested on this machine
 	$(BIN)/python -m pytest -n 2
 
 test-ray: $(RAY)/.ready  ## Ray Serve on two nodes; skipped where namespaces are not allowed
