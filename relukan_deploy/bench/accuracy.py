@@ -130,8 +130,8 @@ def _noting(skipped: list[Skipped], what: str) -> Iterator[None]:
     """What cannot be done in here is skipped, with the reason."""
     try:
         yield
-    except RelukanError as error:
-        skipped.append(Skipped(what, str(error)))
+    except (RelukanError, RuntimeError) as error:  # the latter of PyTorch: no memory, say
+        skipped.append(Skipped(what, (str(error).strip().splitlines() or [type(error).__name__])[0]))
 
 
 def _of_bundle(bundle: Bundle, rows: Rows, threads: int) -> _Candidate:
