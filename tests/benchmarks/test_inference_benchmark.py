@@ -13,7 +13,7 @@ from benchmarks import inference_cpu
 from benchmarks._ratios import run_ratios, target
 from relukan_deploy.bench.results import Contender
 from relukan_deploy.bench.stored import read
-from relukan_deploy.bench.timing import summarise
+from relukan_deploy.bench.timing import Turn, summarise
 
 GRAPH = "this network: onnxruntime-cpu, graph alone"
 
@@ -64,11 +64,49 @@ def test_every_network_is_divided_by_the_graph(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
-def test_alone_each_batch_size_has_new_processes(tmp_path: Path) -> None:
+def test_alone_are_the_graph_and_pykan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("kan")
+    monkeypatch.setattr(inference_cpu, "BATCHES", (64,))
     inference_cpu.main(["--quick", "--isolate", "--json", str(tmp_path / "found.json")])
     results = read(tmp_path / "found.json")
     assert [series.contender.name for series in results.series] == [GRAPH, "pykan: torch"]
     for series in results.series:
-        assert [point.batch for point in series.points] == [1, 128]
-        assert all(point.timing for point in series.points)
+        (point,) = series.points
+        assert (point.batch, point.skipped) == (64, None)
+    assert not results.skipped
+
+
+def test_each_batch_size_has_the_network_that_was_exported_for_it() -> None:
+    asked: list[int] = []
+
+    class Known:
+        contender = Contender("this network", (2, 3, 1), "onnxruntime-cpu")
+        parameters = 5
+
+        def __init__(self, batch: int) -> None:
+            self.batch = batch
+            self.difference: float | None = batch * 1e-9
+
+        def bytes_for(self, batch: int) -> int:
+            return self.batch
+
+        def prepare(self, batch: int) -> Turn:
+            asked.append(self.batch)
+            return lambda count: [1.0] * count
+
+        def split(self) -> None:
+            return None
+
+        def release(self) -> None:
+            asked.append(-self.batch)
+
+        def close(self) -> None:
+            asked.append(0)
+
+    subject = inference_cpu.ForEachBatch({batch: Known(batch) for batch in (1, 64)})
+    assert (subject.bytes_for(64), subject.difference) == (64, 64e-9)
+    subject.prepare(64)
+    subject.release()
+    subject.prepare(1)
+    subject.close()
+    assert asked == [64, -64, 1, 0, 0]
