@@ -224,6 +224,13 @@ def _warnings(old: Results, new: Results, pairs: Iterable[tuple[Series, Series]]
                 f"the {name} file holds a single run: how runs differ is assumed or taken from other points, "
                 "not measured; measure with --runs 5"
             )
+        for environment in results.environments:
+            load, free = environment.before.load, environment.cores - environment.threads
+            if load is not None and load > max(free, 0.5):
+                yield (
+                    f"the machine was busy when the {name} file was measured: a load of {load:.1f} before it began, "
+                    f"on {environment.cores} cores"
+                )
     for before, after in dict.fromkeys((before.environment, after.environment) for before, after in pairs):
         one, other = old.environments[before], new.environments[after]
         facts = _facts(one), _facts(other)

@@ -33,10 +33,11 @@ _USAGE = f"""{_NAME} BUNDLE [option ...]
        {_NAME} merge FILE [FILE ...] [--json | --markdown] [--html FILE] [--plot FILE]
        {_NAME} compare OLD NEW [--threshold PART] [--json]"""
 _MORE = f"""\
-{_NAME} merge joins files that --json wrote, and prints them as one; of a single file it makes the reports anew.
-{_NAME} compare says what has become slower or faster by more than noise, and leaves with exit code 1 where something
-is slower by more than --threshold. A bundle that is called merge or compare is ./merge or ./compare.
-How each number is taken: docs/benchmarks.md."""
+{_NAME} merge joins files that --json wrote, and prints them as one; of a single
+file it makes the reports anew. {_NAME} compare says what differs by more than
+noise, and leaves with exit code 1 where something is slower by more than
+--threshold. A bundle that is called merge or compare is ./merge or ./compare.
+How each number is taken: docs/benchmarks.md"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +56,8 @@ def _bench_parser() -> argparse.ArgumentParser:
     parser.usage, parser.epilog, parser.formatter_class = _USAGE, _MORE, argparse.RawDescriptionHelpFormatter
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that relukan-export wrote")
     add = parser.add_argument_group("what is timed").add_argument
-    add("--backend", metavar="NAME", nargs="+", choices=tuple(BACKENDS), help="(default: all that it has files for)")
+    backends = f"of {', '.join(BACKENDS)} (default: all that it has files for)"
+    add("--backend", metavar="NAME", nargs="+", choices=tuple(BACKENDS), help=backends)
     add("--batch", metavar="ROWS", nargs="+", type=_count, help="(default: 1 to 65536 by powers of 4)")
     add(
         "--against",
@@ -186,9 +188,9 @@ def _equal_accuracy(
                 raise InputError(f"--{name} is a matter of --equal-accuracy DATA")
         return None
     from ..bench.accuracy import equal_accuracy
-    from ..bench.engines import shape_of
     from ..bench.environment import available_bytes, describe
     from ..bench.results import Results
+    from ..bench.subjects.bundles import shape_of
     from ..bundle import open_bundle
 
     bundle = open_bundle(arguments.bundle)

@@ -14,7 +14,7 @@ from measured import HOST, PEAKS, environment, results, series, steady
 from numpy.typing import NDArray
 
 from relukan_deploy.bench.compare import _student, compare
-from relukan_deploy.bench.results import Contender, Gpu, Results
+from relukan_deploy.bench.results import Conditions, Contender, Gpu, Results
 from relukan_deploy.errors import InputError
 
 Array = NDArray[np.float64]
@@ -217,6 +217,17 @@ def test_what_differs_between_the_environments_is_said() -> None:
         "measured in another environment: processor Some CPU → Another CPU, GPU none → NVIDIA H200, "
         "driver none → 580.1, threads 1 → 2, onnxruntime 1.20.0 → 1.21.0, torch none → 2.9.0"
     )
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "busy"), [(7.4, 1, True), (6.9, 1, False), (0.6, 8, True), (0.4, 8, False)]
+)
+def test_a_machine_that_had_no_core_to_spare_is_said_to_have_been_busy(load: float, threads: int, busy: bool) -> None:
+    calm = results(series(HOST, {1: steady(1e-5)}), environments=(environment(threads=threads, before=Conditions()),))
+    place = environment(threads=threads, before=Conditions(load=load))
+    found = compare(calm, dataclasses.replace(calm, environments=(place,)), threshold=THRESHOLD)
+    expected = f"the machine was busy when the new file was measured: a load of {load} before it began, on 8 cores"
+    assert found.warnings == ((expected,) if busy else ())
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_beyond_a_batch_that_is_too_slow_none_is_tried() -> None:
     subject = Told(seconds=0.3)
     ((one, four, large),) = sweep([subject], (1, 4, 16), QUICK, memory=PLENTY)
     assert one.timing is not None
-    assert four.skipped == large.skipped == "a call with 4 rows takes 1.2 s, more than 1"
+    assert four.skipped == large.skipped == "a call with 4 rows takes 1.2 s, more than 1 s"
     assert "prepare 16" not in subject.log
 
 
