@@ -15,11 +15,11 @@ import numpy as np
 
 from relukan_deploy._tensorrt import Flavour, import_tensorrt
 from relukan_deploy.api import Check, export, verify
-from relukan_deploy.bench.engines import artifact_for, engine_subjects
 from relukan_deploy.bench.environment import available_bytes
 from relukan_deploy.bench.limits import with_ideals
 from relukan_deploy.bench.results import Contender, Series
 from relukan_deploy.bench.subjects import Subject
+from relukan_deploy.bench.subjects.bundles import artifact_for, engine_subjects
 from relukan_deploy.bench.sweep import Effort, sweep
 from relukan_deploy.bundle import Artifact, Bundle
 from relukan_deploy.errors import ParityError, RelukanError

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from relukan_deploy.bench.engine_profile import layer_seconds
-from relukan_deploy.bench.engines import artifact_for, bundle_subjects, shape_of
 from relukan_deploy.bench.limits import measure_peaks
 from relukan_deploy.bench.peers import PEERS, build
 from relukan_deploy.bench.results import Contender
 from relukan_deploy.bench.startup import cold_starts
 from relukan_deploy.bench.subjects import Subject
+from relukan_deploy.bench.subjects.bundles import artifact_for, bundle_subjects, shape_of
+from relukan_deploy.bench.subjects.engine_profile import layer_seconds
 from relukan_deploy.bench.timing import Turn, sample, summarise
 from relukan_deploy.bundle import Artifact, Bundle
 from relukan_deploy.errors import RelukanError
@@ -33,7 +33,7 @@ from ._gpu_machine import PROFILE, Machine, Widths
 if TYPE_CHECKING:
     from torch import nn
 
-    from relukan_deploy.bench.torch_subjects import TorchEngine
+    from relukan_deploy.bench.subjects.torch_subjects import TorchEngine
 
 __all__ = ["KINDS", "Part", "parts", "relu"]
 
@@ -257,7 +257,7 @@ class skipping:  # noqa: N801  reads as a statement
 def in_torch(machine: Machine, bundle: Bundle, peers: Sequence[str], engines: Sequence[str]) -> list[Subject]:
     """Our network and peers in engines of PyTorch, or the peers' exports in others."""
     with skipping(machine, ", ".join(engines)):
-        from relukan_deploy.bench.torch_engines import peer_subjects
+        from relukan_deploy.bench.subjects.torch_engines import peer_subjects
 
         machine.say(f"opening {', '.join(peers)} in {', '.join(engines)}")
         subjects, skipped = peer_subjects(shape_of(bundle), peers, threads=1, engines=engines)

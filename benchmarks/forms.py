@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from relukan_deploy.bench.bound import bound_calls
+from relukan_deploy.bench.subjects.bound import bound_calls
 from relukan_deploy.bench.timing import Turn, measure, ratio, timed
 from relukan_deploy.exporters.to_onnx import to_onnx
 from relukan_deploy.lowering import choose_form

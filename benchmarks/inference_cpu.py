@@ -27,7 +27,6 @@ from rich.table import Table
 
 from relukan_deploy._files import replacing_file
 from relukan_deploy.api import export
-from relukan_deploy.bench.engines import bundle_subjects, shape_of
 from relukan_deploy.bench.environment import available_bytes, conditions, describe
 from relukan_deploy.bench.peers import PEERS
 from relukan_deploy.bench.remote import Worker
@@ -37,9 +36,10 @@ from relukan_deploy.bench.request import Request
 from relukan_deploy.bench.results import Contender, Results, Series, Skipped, Split
 from relukan_deploy.bench.stored import to_json
 from relukan_deploy.bench.subjects import Subject
+from relukan_deploy.bench.subjects.bundles import bundle_subjects, shape_of
+from relukan_deploy.bench.subjects.torch_engines import peer_subjects
 from relukan_deploy.bench.sweep import Effort, sweep
 from relukan_deploy.bench.timing import Timing, Turn
-from relukan_deploy.bench.torch_engines import peer_subjects
 from relukan_deploy.bundle import Bundle
 from relukan_deploy.exporters.to_tensorrt import EngineOptions
 

@@ -19,15 +19,15 @@ from ..bundle import Bundle
 from ..errors import InputError, MissingDependencyError, RelukanError
 from ..runtime import load
 from ..table import Table
-from .engines import bundle_subjects
-from .exports import in_onnxruntime_cpu
-from .networks import Inputs, Network
 from .peers import PEERS
 from .results import Accuracy, Point, Skipped
 from .subjects import Subject
+from .subjects.bundles import bundle_subjects
+from .subjects.exports import in_onnxruntime_cpu
+from .subjects.networks import Inputs, Network
+from .subjects.torch_calls import find_device, set_up
+from .subjects.torch_subjects import in_torch
 from .sweep import Effort, sweep
-from .torch_calls import find_device, set_up
-from .torch_subjects import in_torch
 
 if TYPE_CHECKING:
     from .fitting import Rows, Trained

@@ -13,7 +13,6 @@ from ..errors import InputError, MissingDeviceError, RelukanError
 from ..gpu import find_gpu
 from ..runtime import BACKENDS
 from ..spec import Precision
-from .engines import artifact_for
 from .environment import available_bytes, conditions, describe
 from .limits import Device, with_ideals
 from .peers import PEERS
@@ -22,6 +21,7 @@ from .request import Opened, Request, open_here
 from .results import Contender, Environment, Peaks, Results, Series, Skipped, Startup
 from .startup import cold_starts
 from .subjects import Subject
+from .subjects.bundles import artifact_for
 from .sweep import Effort, sweep
 
 __all__ = ["BATCHES", "FULL", "QUICK", "Pythons", "backends_of", "bench", "engines_for"]

@@ -32,9 +32,9 @@ from ..errors import InputError, MissingDependencyError, MissingDeviceError
 from ..runtime._cuda import Cuda
 from ..runtime._session import make_session
 from ..spec import Precision
-from .bound import bound_calls
-from .gpu_clock import gpu_seconds
 from .results import Ideal, Peaks, Series
+from .subjects.bound import bound_calls
+from .subjects.gpu_clock import gpu_seconds
 from .timing import timed
 
 __all__ = ["LayerWork", "ideal", "layers_of", "measure_peaks", "with_ideals"]

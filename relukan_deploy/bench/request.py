@@ -9,11 +9,11 @@ from typing import Protocol
 from ..bundle import open_bundle
 from ..errors import RelukanError
 from ..spec import Precision
-from .engines import bundle_subjects, shape_of
 from .environment import describe
 from .limits import Device, measure_peaks
 from .results import Environment, Peaks, Skipped
 from .subjects import Subject
+from .subjects.bundles import bundle_subjects, shape_of
 
 __all__ = ["Here", "Opened", "Request", "open_here"]
 
@@ -96,7 +96,7 @@ def open_here(request: Request) -> Here:
             skipped.append(Skipped(f"this network: {backend}", str(error)))
     if request.engines:
         try:
-            from .torch_engines import peer_subjects
+            from .subjects.torch_engines import peer_subjects
 
             shape = shape_of(bundle, request.grid, request.order)
             others, left_out = peer_subjects(shape, request.peers, threads=request.threads, engines=request.engines)

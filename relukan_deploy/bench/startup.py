@@ -16,8 +16,8 @@ from pathlib import Path
 from ..bundle import Bundle, open_bundle
 from ..errors import RelukanError
 from ..runtime._cuda import Cuda
-from .engines import artifact_for
 from .results import Startup
+from .subjects.bundles import artifact_for
 
 __all__ = ["FirstAnswer", "cold_starts", "first_answer"]
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, MissingDeviceError, RelukanError
 from .subjects import Shape, make_inputs
+from .subjects.torch_calls import Captured, compiled, find_device, waiting
+from .subjects.torch_subjects import TORCH_ENGINES, TorchEngine
 from .timing import Turn, rotated
-from .torch_calls import Captured, compiled, find_device, waiting
-from .torch_subjects import TORCH_ENGINES, TorchEngine
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -176,7 +176,7 @@ def test_without_a_gpu_its_peaks_are_a_missing_device() -> None:
 def test_copies_and_launches_of_a_gpu_leave_nothing_there(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu()
     gpu.install(monkeypatch)
-    monkeypatch.setattr("relukan_deploy.bench.gpu_clock._BUSY_BYTES", 1024)
+    monkeypatch.setattr("relukan_deploy.bench.subjects.gpu_clock._BUSY_BYTES", 1024)
     with Cuda() as cuda:
         assert limits._gpu_bytes(cuda) == pytest.approx(2 * 4096 / 1e-3)  # an operation takes a millisecond there
         assert limits._gpu_launch(cuda) > 0

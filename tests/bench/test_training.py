@@ -12,7 +12,7 @@ from torch import nn
 from relukan_deploy.bench.peers import PEERS, build
 from relukan_deploy.bench.peers.ours import trained_like
 from relukan_deploy.bench.subjects import Shape
-from relukan_deploy.bench.torch_subjects import TorchEngine
+from relukan_deploy.bench.subjects.torch_subjects import TorchEngine
 from relukan_deploy.bench.training import training_turns
 from relukan_deploy.errors import InputError, MissingDeviceError
 

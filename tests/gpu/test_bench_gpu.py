@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from subjects import IN, KINDS, OUT, Subject, make_subject, require_gpu, rows, stand_in
 
-from relukan_deploy.bench.engine_profile import layer_seconds
-from relukan_deploy.bench.engines import bundle_subjects, engine_subjects
 from relukan_deploy.bench.limits import measure_peaks
 from relukan_deploy.bench.results import Contender
 from relukan_deploy.bench.startup import cold_starts
 from relukan_deploy.bench.subjects import Subject as Timed
+from relukan_deploy.bench.subjects.bundles import bundle_subjects, engine_subjects
+from relukan_deploy.bench.subjects.engine_profile import layer_seconds
 from relukan_deploy.errors import RelukanError
 from relukan_deploy.runtime._cuda import Cuda
 from relukan_deploy.runtime._engine import EngineBackend

@@ -12,8 +12,8 @@ from relukan_deploy.bench.subjects import Shape
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from relukan_deploy.bench.torch_engines import peer_subjects  # noqa: E402
-from relukan_deploy.bench.torch_subjects import TORCH_ENGINES, TorchEngine  # noqa: E402
+from relukan_deploy.bench.subjects.torch_engines import peer_subjects  # noqa: E402
+from relukan_deploy.bench.subjects.torch_subjects import TORCH_ENGINES, TorchEngine  # noqa: E402
 from relukan_deploy.bench.training import training_turns  # noqa: E402
 
 pytestmark = [

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from .._tensorrt import Flavour, import_tensorrt
-from ..errors import InputError, MissingDependencyError, MissingDeviceError, RelukanError
-from ..gpu import open_device
-from ..runtime.ort_cuda import require_cuda
+from ..._tensorrt import Flavour, import_tensorrt
+from ...errors import InputError, MissingDependencyError, MissingDeviceError, RelukanError
+from ...gpu import open_device
+from ...runtime.ort_cuda import require_cuda
+from ..peers import PEERS, build
+from ..results import Skipped
+from . import Shape, Subject
 from .exports import in_onnxruntime_cpu, in_onnxruntime_cuda, in_tensorrt
 from .networks import Inputs, Network
-from .peers import PEERS, build
-from .results import Skipped
-from .subjects import Shape, Subject
 from .torch_calls import find_device, set_up
 from .torch_subjects import TORCH_ENGINES, in_torch
 
@@ -102,7 +102,7 @@ def _require(engine: str) -> None:
 def _networks(shape: Shape, names: Sequence[str], skipped: list[Skipped]) -> list[Network]:
     import torch
 
-    from .peers.ours import trained_like
+    from ..peers.ours import trained_like
 
     inputs = Inputs(shape.domain)
     with torch.random.fork_rng(devices=[]):

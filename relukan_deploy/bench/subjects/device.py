@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RelukanError
-from ..runtime._cuda import Staging
-from ..runtime._engine import EngineBackend
-from ..runtime._graphs import cut
-from ..runtime._lane import REMEMBERED, Lane
-from ..runtime.runner import element_dtype, to_graph
+from ...errors import RelukanError
+from ...runtime._cuda import Staging
+from ...runtime._engine import EngineBackend
+from ...runtime._graphs import cut
+from ...runtime._lane import REMEMBERED, Lane
+from ...runtime.runner import element_dtype, to_graph
+from ..results import Contender, Split
+from ..timing import Turn, rotated
+from . import Subject, make_inputs
 from .gpu_clock import Step, gpu_seconds
-from .host_subjects import Base, Call, Host
-from .results import Contender, Split
-from .subjects import Subject, make_inputs
-from .timing import Turn, rotated
+from .host import Base, Call, Host
 
 __all__ = ["engine_subjects"]
 

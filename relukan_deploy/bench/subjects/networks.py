@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RelukanError
-from .subjects import Shape, make_inputs
+from ...errors import RelukanError
+from . import Shape, make_inputs
 from .torch_calls import compiled, find_device
 
 if TYPE_CHECKING:

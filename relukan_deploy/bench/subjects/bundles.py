@@ -14,21 +14,21 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .._tensorrt import Flavour
-from ..bundle import Artifact, Bundle
-from ..errors import InputError
-from ..parity import compare
-from ..runtime._engine import EngineBackend
-from ..runtime._session import SessionBackend, make_session
-from ..runtime.guard import Guard
-from ..runtime.load import BACKENDS, open_backend
-from ..runtime.ort_cpu import level_for
-from ..runtime.runner import Backend, Runner
-from .device_subjects import engine_subjects
-from .host_subjects import Bound, Call, Host
-from .limits import layers_of
-from .results import Contender
-from .subjects import Shape, Subject
+from ..._tensorrt import Flavour
+from ...bundle import Artifact, Bundle
+from ...errors import InputError
+from ...parity import compare
+from ...runtime._engine import EngineBackend
+from ...runtime._session import SessionBackend, make_session
+from ...runtime.guard import Guard
+from ...runtime.load import BACKENDS, open_backend
+from ...runtime.ort_cpu import level_for
+from ...runtime.runner import Backend, Runner
+from ..limits import layers_of
+from ..results import Contender
+from . import Shape, Subject
+from .device import engine_subjects
+from .host import Bound, Call, Host
 
 __all__ = ["artifact_for", "bundle_subjects", "engine_subjects", "parameters_of", "shape_of"]
 

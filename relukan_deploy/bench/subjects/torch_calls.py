@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ..errors import RelukanError
+from ...errors import RelukanError
 
 __all__ = ["Captured", "compiled", "find_device", "first_line", "gpu_seconds", "set_up", "waiting"]
 

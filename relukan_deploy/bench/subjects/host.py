@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.runner import to_graph
+from ...runtime.runner import to_graph
+from ..results import Contender, Split
+from ..timing import Turn, rotated
+from . import make_inputs
 from .bound import bound_calls
-from .results import Contender, Split
-from .subjects import make_inputs
-from .timing import Turn, rotated
 
 __all__ = ["Base", "Bound", "Call", "Host"]
 

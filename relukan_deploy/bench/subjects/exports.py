@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._tensorrt import Flavour
-from ..bundle import Artifact
-from ..errors import MissingDependencyError, RelukanError
-from ..exporters.to_tensorrt import EngineOptions, build_engine
-from ..lowering import ENGINE_FORM
-from ..runtime._engine import EngineBackend
-from ..runtime._session import make_session
-from ..runtime.ort_cuda import open_session
+from ..._tensorrt import Flavour
+from ...bundle import Artifact
+from ...errors import MissingDependencyError, RelukanError
+from ...exporters.to_tensorrt import EngineOptions, build_engine
+from ...lowering import ENGINE_FORM
+from ...runtime._engine import EngineBackend
+from ...runtime._session import make_session
+from ...runtime.ort_cuda import open_session
+from ..results import Contender, Data
+from ..timing import Turn, rotated
+from . import Subject
 from .bound import bound_calls
-from .engines import engine_subjects
+from .bundles import engine_subjects
 from .networks import TOLERANCE, Network
-from .results import Contender, Data
-from .subjects import Subject
-from .timing import Turn, rotated
 from .torch_calls import first_line
 
 if TYPE_CHECKING:

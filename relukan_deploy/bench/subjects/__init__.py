@@ -1,7 +1,12 @@
 """What can be timed: `Subject`, a network and one way to run it.
 
-A `Protocol`, since a subject may stand for one in another process. Bundles' backends are in
-engines.py, peers in PyTorch and their exports in torch_engines.py.
+A `Protocol`, since a subject may stand for one in another process.
+
+    bundles.py                  a bundle's backends: host.py in host memory, device.py on a GPU
+    torch_engines.py            networks in PyTorch: torch_subjects.py runs them there, and exports.py through
+                                their own ONNX export; networks.py checks them and tells what memory they take
+    bound.py, torch_calls.py    single calls: buffers bound, compiled, captured
+    gpu_clock.py                CUDA events; engine_profile.py: which layer of an engine takes how long
 """
 
 from __future__ import annotations
@@ -12,8 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .results import Contender, Split
-from .timing import Turn
+from ..results import Contender, Split
+from ..timing import Turn
 
 __all__ = ["Shape", "Subject", "make_inputs"]
 

@@ -10,11 +10,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ..errors import RelukanError
+from ...errors import RelukanError
+from ..results import Contender, Data, Split
+from ..timing import Turn, rotated
+from . import Subject
 from .networks import Network, Rows, difference
-from .results import Contender, Data, Split
-from .subjects import Subject
-from .timing import Turn, rotated
 from .torch_calls import Captured, find_device, first_line, gpu_seconds, waiting
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "runtime"))
 
 from cuda_of_numpy import Engine, Gpu, fake_tensorrt
 
 from relukan_deploy.api import export
-from relukan_deploy.bench.bound import bound_calls
-from relukan_deploy.bench.engine_profile import layer_seconds
-from relukan_deploy.bench.engines import bundle_subjects, engine_subjects, parameters_of, shape_of
 from relukan_deploy.bench.results import Contender, Split
 from relukan_deploy.bench.subjects import Subject
+from relukan_deploy.bench.subjects.bound import bound_calls
+from relukan_deploy.bench.subjects.bundles import bundle_subjects, engine_subjects, parameters_of, shape_of
+from relukan_deploy.bench.subjects.engine_profile import layer_seconds
 from relukan_deploy.bundle import Artifact, Bundle, open_bundle
 from relukan_deploy.errors import InputError, MissingDeviceError, ParityError, RelukanError
 from relukan_deploy.gpu import find_gpu
@@ -38,7 +38,7 @@ MOST = 8
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     """A GPU that has no fault at the end, and nothing left on it, and is current nowhere."""
-    monkeypatch.setattr("relukan_deploy.bench.gpu_clock._BUSY_BYTES", 1024)
+    monkeypatch.setattr("relukan_deploy.bench.subjects.gpu_clock._BUSY_BYTES", 1024)
     gpu = Gpu()
     gpu.install(monkeypatch)
     yield gpu
@@ -256,7 +256,9 @@ def test_memory_on_the_gpu_is_counted_as_what_a_call_takes_once_for_each_backend
 
 def test_layers_tell_their_seconds(make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
     make()  # and with it a TensorRT
-    monkeypatch.setattr("relukan_deploy.bench.engine_profile.import_tensorrt", lambda *_: fake_tensorrt(lambda _: None))
+    monkeypatch.setattr(
+        "relukan_deploy.bench.subjects.engine_profile.import_tensorrt", lambda *_: fake_tensorrt(lambda _: None)
+    )
     artifact = Artifact("model.engine", "tensorrt", "fp32", "batch-last", "direct", 1e-5, batch=(1, 4, MOST))
     backend = EngineBackend("tensorrt", b"plan", artifact, 3, 2)
     assert layer_seconds(backend, 4) == {"all of it": 1.5e-3}

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..runtime._cuda import Cuda
+from ...runtime._cuda import Cuda
 
 __all__ = ["Step", "gpu_seconds"]
 

@@ -6,9 +6,9 @@ import collections
 import statistics
 from typing import cast
 
-from .._tensorrt import Flavour, import_tensorrt
-from ..errors import RelukanError
-from ..runtime._engine import EngineBackend
+from ..._tensorrt import Flavour, import_tensorrt
+from ...errors import RelukanError
+from ...runtime._engine import EngineBackend
 
 __all__ = ["layer_seconds"]
 
