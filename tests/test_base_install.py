@@ -140,6 +140,16 @@ def test_relukan_predict_works_with_an_npz(environment: Path, bundle_path: Path,
     np.testing.assert_allclose(found, spec.evaluate(x), rtol=0, atol=1e-5)
 
 
+def test_relukan_bench_times_the_backend_and_says_what_else_needs(environment: Path, bundle_path: Path) -> None:
+    done = run(environment, "relukan-bench", bundle_path, "--quick", "--batch", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {series["contender"]["engine"] for series in found["series"]} == {"onnxruntime-cpu"}
+    assert all(point["timing"] for series in found["series"] for point in series["points"])
+    assert [each["what"] for each in found["skipped"]] == ["mlp", "distance from the limit, cpu, fp32"]
+    assert all("pip install 'relukan-deploy[bench]'" in each["why"] for each in found["skipped"])
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [("relukan-predict", ("BUNDLE", "data.csv")), ("relukan-export", ("model.pt",)), ("relukan-train", ("data.csv",))],
