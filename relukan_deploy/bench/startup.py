@@ -21,6 +21,8 @@ from .subjects.bundles import artifact_for
 
 __all__ = ["FirstAnswer", "cold_starts", "first_answer"]
 
+_MARK = "relukan-first-answer"  # of the line that counts: a Python may print others as it starts, packages too
+
 # Says how long it took, and stays until its standard input ends, so that what it holds can be seen.
 _CHILD = """
 import json, sys, time
@@ -28,7 +30,7 @@ begin = time.perf_counter()
 import relukan_deploy
 imported = time.perf_counter()
 from relukan_deploy.errors import RelukanError
-path, backend = sys.argv[1:]
+path, backend, mark = sys.argv[1:]
 begun = time.perf_counter()
 try:
     runner = relukan_deploy.load(path, backend=backend)
@@ -48,7 +50,7 @@ try:
 except OSError:  # not Linux, where getrusage tells what the parent held when it started this process, if that is more
     import resource
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps([imported - begin, loaded - begun, answered - asked, most]), flush=True)
+print(mark, json.dumps([imported - begin, loaded - begun, answered - asked, most]), flush=True)
 sys.stdin.read()
 """
 
@@ -108,7 +110,7 @@ def first_answer(path: str | Path, backend: str, *, python: str = sys.executable
     with _gpu(backend) as cuda:
         before = cuda.free_bytes() if cuda else 0
         begin = time.perf_counter()
-        with _said_by([python, "-c", _CHILD, str(path), backend]) as line:
+        with _said_by([python, "-c", _CHILD, str(path), backend, _MARK]) as line:
             taken = time.perf_counter() - begin
             device = before - cuda.free_bytes() if cuda else None
             imported, loaded, answered, most = json.loads(line)
@@ -146,7 +148,7 @@ def _gpu(backend: str) -> Iterator[Cuda | None]:
 
 @contextlib.contextmanager
 def _said_by(command: Sequence[str]) -> Iterator[str]:
-    """The line that a process says, which lives until the block ends.
+    """What a process says after the mark, which lives until the block ends.
 
     Raises:
         RelukanError: it ended without one.
@@ -156,10 +158,10 @@ def _said_by(command: Sequence[str]) -> Iterator[str]:
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
     ):
         assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
+        line = next((line for line in process.stdout if line.startswith(_MARK)), None)
+        if line is None:
             code = process.wait()
             errors.seek(0)
             reason = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
             raise RelukanError(f"a fresh process of {command[0]} left with exit code {code}: {reason}")
-        yield line
+        yield line.removeprefix(_MARK)

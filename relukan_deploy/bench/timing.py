@@ -13,12 +13,14 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["WIDE", "Ratio", "Rounds", "Timing", "Turn", "measure", "ratio", "rotated", "sample", "summarise", "timed"]
 
@@ -45,8 +47,8 @@ class Timing:
     Attributes:
         p50, p90, p99: percentiles of all calls; of fewer than a hundred, p99 is the slowest.
         mean: of all calls.
-        mean_low, mean_high: its 95 % confidence interval, by resampling whole rounds (bootstrap):
-            calls of one round saw the same machine, and are not independent.
+        mean_low, mean_high: its 95 % confidence interval, by resampling runs, and rounds within them
+            (bootstrap): calls of one round saw the same machine, as rounds of one run did, and are not independent.
         best: the fastest call.
         spread: 90th less 10th percentile of the rounds' medians, as a part of p50. Above `WIDE` the
             machine was not steady.
@@ -177,9 +179,7 @@ def summarise(runs: Sequence[Rounds]) -> Timing:
     medians = tuple(tuple(statistics.median(calls) for calls in rounds) for rounds in runs)
     p10, p90 = np.percentile(list(itertools.chain(*medians)), [10, 90])
     p50 = float(np.percentile(every, 50))
-    means = np.array([statistics.fmean(calls) for rounds in runs for calls in rounds])
-    drawn = np.random.default_rng(0).integers(0, len(means), (_RESAMPLES, len(means)))
-    low, high = np.percentile(means[drawn].mean(axis=1), [2.5, 97.5])
+    low, high = np.percentile(_resampled_means(runs), [2.5, 97.5])
     return Timing(
         p50=p50,
         p90=float(np.percentile(every, 90)),
@@ -204,6 +204,20 @@ def ratio(numerator: Timing, denominator: Timing) -> Ratio:
     ratios = [a / b for a, b in zip(above, below, strict=True)]
     low, middle, high = np.percentile(ratios, [10, 50, 90])
     return Ratio(float(middle), float(low), float(high))
+
+
+def _resampled_means(runs: Sequence[Rounds]) -> NDArray[np.float64]:
+    """Means of all calls, had other runs, and other rounds in them, been met: a bootstrap in two stages."""
+    generator = np.random.default_rng(0)
+    totals = np.zeros((_RESAMPLES, 2))  # seconds and calls
+    rounds = [np.array([(math.fsum(calls), len(calls)) for calls in each]) for each in runs]
+    for _ in runs:
+        chosen = generator.integers(len(runs), size=_RESAMPLES)
+        for index, each in enumerate(rounds):
+            places = np.flatnonzero(chosen == index)
+            totals[places] += each[generator.integers(len(each), size=(len(places), len(each)))].sum(axis=1)
+    means: NDArray[np.float64] = totals[:, 0] / totals[:, 1]
+    return means
 
 
 def _warm(turn: Turn, seconds: float) -> float:

@@ -75,6 +75,14 @@ def test_a_python_without_the_package_is_an_error_of_ours(bundle_path: Path, tmp
         first_answer(bundle_path, "onnxruntime-cpu", python=str(python))
 
 
+def test_what_a_python_prints_as_it_starts_is_no_answer(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('[1, 2, 3, 4]', flush=True)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert first_answer(bundle_path, "onnxruntime-cpu").host_bytes > 10e6
+
+
 def test_what_is_no_bundle_or_has_nothing_for_a_backend_says_so(bundle_path: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         cold_starts(tmp_path, ["onnxruntime-cpu"])

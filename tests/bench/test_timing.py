@@ -100,6 +100,17 @@ def test_the_confidence_interval_widens_with_the_scatter_of_the_rounds() -> None
     assert not calm.is_unsteady
 
 
+def test_the_confidence_interval_knows_how_runs_differ() -> None:
+    """Each run is steady; forty rounds of two kinds are no forty opinions."""
+    found = summarise([[[1.0]] * 20, [[2.0]] * 20])
+    assert (found.mean_low, found.mean_high) == (1.0, 2.0)
+
+
+def test_the_mean_is_within_its_interval_where_runs_have_other_numbers_of_calls() -> None:
+    found = summarise([[[1.0] * 1000] * 9, [[2.0] * 10] * 9])
+    assert found.mean_low <= found.mean <= found.mean_high
+
+
 def test_ratio_is_taken_round_by_round() -> None:
     slow, fast = (
         Timing(0, 0, 0, 0, 0, 0, 0, 0, 3, rounds) for rounds in (((2.0, 30.0), (8.0,)), ((1.0, 10.0), (2.0,)))
