@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -19,10 +20,10 @@ import pytest
 
 from relukan_deploy.bench import limits
 from relukan_deploy.bench.environment import describe
-from relukan_deploy.bench.results import Contender, Results, Series, Split
+from relukan_deploy.bench.results import Conditions, Contender, Results, Series, Split
 from relukan_deploy.bench.stored import read, to_json
 from relukan_deploy.bench.sweep import Effort, sweep
-from relukan_deploy.bench.timing import Turn, timed
+from relukan_deploy.bench.timing import Turn
 from relukan_deploy.cli.bench import main
 
 Capture = pytest.CaptureFixture[str]
@@ -52,7 +53,7 @@ def measured(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 class Spinning:
-    """A subject whose calls take their time, as the clock tells it."""
+    """A subject whose calls take their time, as the processor's clock tells it: that of others does not count."""
 
     parameters = 1
     difference: float | None = None
@@ -65,12 +66,13 @@ class Spinning:
         return batch
 
     def prepare(self, batch: int) -> Turn:
-        def spin() -> None:
-            end = time.perf_counter() + self._seconds
-            while time.perf_counter() < end:
+        def spin() -> float:
+            begin = time.thread_time()
+            while time.thread_time() < begin + self._seconds:
                 pass
+            return time.thread_time() - begin
 
-        return timed(spin)
+        return lambda count: [spin() for _ in range(count)]
 
     def split(self) -> Split | None:
         return None
@@ -86,7 +88,8 @@ def spun(seconds: dict[str, float]) -> Results:
     effort = Effort(runs=5, rounds=3, burst=1e-3, warm_up=1e-3)
     points = sweep(subjects, (1, 64), effort, memory=1 << 30)
     series = [Series(each.contender, 0, 1, None, found) for each, found in zip(subjects, points, strict=True)]
-    return Results("bundle", (describe("relukan-bench bundle", 1),), tuple(series))
+    place = dataclasses.replace(describe("relukan-bench bundle", 1), before=Conditions())  # however busy it is here
+    return Results("bundle", (place,), tuple(series))
 
 
 def failed(capsys: Capture, arguments: Sequence[object], code: int) -> str:
