@@ -163,7 +163,7 @@ def _prepared(subject: Subject, batch: int, memory: int, longest: float) -> Turn
     turn(1)  # compiles, allocates, captures
     seconds = turn(1)[0]
     if seconds > longest:
-        raise _TooSlow(f"a call with {batch} rows takes {seconds:.2g} s, more than {longest:g} s")
+        raise _TooSlow(f"a call with {batch} rows takes {seconds:.3g} s, more than {longest:g} s")
     return turn
 
 

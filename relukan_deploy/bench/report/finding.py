@@ -20,15 +20,17 @@ def _finding(group: Group, data: Data) -> list[str]:
     found = {batch: line for batch in group.batches if (line := group.baseline(data, batch))}
     if not found:
         return []
-    p50 = {batch: line.p50(batch) for batch, line in found.items()}
-    least, most = min(found), max(found, key=lambda batch: batch / p50[batch])
+    times = {batch: timing for batch, line in found.items() if (timing := line.timing(batch))}
+    least, most = min(times), max(times, key=lambda batch: batch / times[batch].p50)
     rows = "one row" if least == 1 else f"{least} rows"
-    said = f"With {PLACES[data]}, this network answers {rows} in {words.duration(p50[least])} ({found[least].brief})"
+    said = f"With {PLACES[data]}, this network answers {rows} in {words.duration(times[least])} ({found[least].brief})"
     fastest = group.fastest(OURS, data, least)
-    if fastest and fastest.number != found[least].number:
-        said += f", or {words.duration(fastest.p50(least))} ({fastest.brief})"
+    if fastest and fastest.number != found[least].number and (timing := fastest.timing(least)):
+        said += f", or {words.duration(timing)} ({fastest.brief})"
     if len(found) > 1:
-        said += f"; the most is {words.count(most / p50[most])} rows a second, at batch {most}"
+        said += f"; the most is {words.count(most / times[most].p50)} rows a second, at batch {most}"
+        if found[most].number != found[least].number:
+            said += f" ({found[most].brief})"
     sentences = [f"{said}."]
     others = {batch: ratios for batch in found if (ratios := _others(group, data, batch))}
     if others:

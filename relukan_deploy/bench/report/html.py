@@ -186,7 +186,13 @@ def _summary(results: Results, found: list[Group]) -> list[Element]:
     timings = [timing for group in found for line in group.lines for timing in line.timings]
     unsteady = sum(timing.is_unsteady for timing in timings)
     if unsteady:
-        parts.append(element("p", f"{unsteady} of {len(timings)} times were unsteady; they are marked.", class_="dim"))
+        parts.append(
+            element(
+                "p",
+                f"{unsteady} of {len(timings)} times were unsteady; they are marked {words.UNSTEADY}.",
+                class_="dim",
+            )
+        )
     return parts
 
 

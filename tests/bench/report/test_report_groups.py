@@ -173,6 +173,15 @@ def test_the_finding_is_said_with_its_numbers() -> None:
     assert second == "At batch 1 the fastest way found to run each other network takes 10 × (pykan) as long."
 
 
+def test_the_finding_names_the_way_that_the_most_rows_a_second_take() -> None:
+    slow, fast = timed("this network", 1e-6), timed("this network", 2e-6, engine="torch.compile")
+    many = (Point(1024, summarise([[[seconds], [seconds]]])) for seconds in (9e-3, 1e-3))
+    both = (dataclasses.replace(each, points=(*each.points, next(many))) for each in (slow, fast))
+    (group,) = groups(results(*both))
+    ((first,),) = finding(group)
+    assert first.endswith("1.00 µs (onnxruntime-cpu); the most is 1.02M rows a second, at batch 1024 (torch.compile).")
+
+
 def test_the_finding_names_a_faster_precision_beside_the_baseline() -> None:
     (group,) = groups(results(timed("this network", 2e-6), timed("this network", 1e-6, precision="fp16")))
     ((first,),) = finding(group)

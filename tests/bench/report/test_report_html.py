@@ -457,6 +457,16 @@ def test_a_phone_never_scrolls_sideways(name: str, page: chromium.Page, pages: d
 
 
 @pytest.mark.slow
+def test_a_window_of_hardly_any_width_is_no_complaint(page: chromium.Page, pages: dict[str, Path]) -> None:
+    """Chromium makes it one pixel wide for a moment to take a picture of the whole page."""
+    shown(page, pages["cpu"])
+    part = {"x": 0, "y": 0, "width": 9, "height": 9, "scale": 1}
+    page.call("Page.captureScreenshot", captureBeyondViewport=True, clip=part)
+    page.wait_for("[...document.querySelectorAll('.chart .main-svg')].every((each) => each.clientWidth > 500)")
+    assert page.complaints == []
+
+
+@pytest.mark.slow
 def test_it_is_printed_light_and_whole(page: chromium.Page, pages: dict[str, Path]) -> None:
     shown(page, pages["cpu"], dark=True)
     widths = "[...document.querySelectorAll('.chart .main-svg')].map((each) => Number(each.getAttribute('width')))"
