@@ -215,7 +215,7 @@ def _alone(several: Iterable[Series], others: Iterable[Series]) -> list[str]:
     ]
 
 
-def _warnings(old: Results, new: Results, pairs: Iterable[tuple[Series, Series]]) -> Iterator[str]:
+def _warnings(old: Results, new: Results, pairs: Sequence[tuple[Series, Series]]) -> Iterator[str]:
     """Why times may differ for reasons outside the program, and what the intervals do not know."""
     for name, results in (("old", old), ("new", new)):
         runs = [len(timing.rounds) for series in results.series for timing in _timings(series).values()]
@@ -231,6 +231,12 @@ def _warnings(old: Results, new: Results, pairs: Iterable[tuple[Series, Series]]
                     f"the machine was busy when the {name} file was measured: a load of {load:.1f} before it began, "
                     f"on {environment.cores} cores"
                 )
+    for then, now in pairs:
+        if then.parameters != now.parameters:
+            yield (
+                f"another network of the same widths: {then.contender.name} has {now.parameters} parameters, "
+                f"and had {then.parameters}"
+            )
     for before, after in dict.fromkeys((before.environment, after.environment) for before, after in pairs):
         one, other = old.environments[before], new.environments[after]
         facts = _facts(one), _facts(other)

@@ -10,12 +10,15 @@ calls to make, and gives the seconds that each took on the clock that suits it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
+import glob
 import itertools
 import math
 import random
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -38,6 +41,7 @@ _STEADY = 1.05  # the slowest of three windows of the warm-up, over the fastest
 _WINDOWS = 10  # of the warm-up, at most; three are the least
 _LEAST_ROUNDS = 3
 _RESAMPLES = 1000
+_LONGEST_REST = 0.1  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +107,7 @@ def rotated(calls: Sequence[Callable[[], object]]) -> Turn:
         finally:
             if collecting:
                 gc.enable()
+        _rest()
         return taken
 
     return turn
@@ -204,6 +209,27 @@ def ratio(numerator: Timing, denominator: Timing) -> Ratio:
     ratios = [a / b for a, b in zip(above, below, strict=True)]
     low, middle, high = np.percentile(ratios, [10, 50, 90])
     return Ratio(float(middle), float(low), float(high))
+
+
+def _rest() -> None:
+    """Waits until the other threads of this process sleep: those of ONNX Runtime spin for more work for a while.
+
+    Whoever is next would share its cores with them. Seen on Linux alone, and waited for so long at most.
+    """
+    end = time.perf_counter() + _LONGEST_REST
+    while time.perf_counter() < end and _others_run():
+        time.sleep(0.001)
+
+
+def _others_run() -> bool:
+    """Whether another thread of this process is running."""
+    own = threading.get_native_id()
+    for path in glob.iglob("/proc/self/task/*/stat"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:  # it may have ended
+            number, _, rest = file.read().partition(b" ")
+            if int(number) != own and rest.rpartition(b") ")[2][:1] == b"R":
+                return True
+    return False
 
 
 def _resampled_means(runs: Sequence[Rounds]) -> NDArray[np.float64]:

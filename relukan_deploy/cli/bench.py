@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -222,9 +223,30 @@ def _joined(results: Results, trained: Results) -> Results:
 
 @contextlib.contextmanager
 def _saying() -> Iterator[Callable[[str], None]]:
-    """What to call with what is being done. No spinner: its thread would be measured too."""
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda doing: live.update(Text(doing, "dim"), refresh=True)
+    """What to call with what is being done. No spinner: its thread would be measured too.
+
+    Ctrl-C counts even where it came while something swallowed it: a compiler of PyTorch, or Python as it
+    frees something. It is raised again before the next thing is done.
+    """
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def say(doing: str) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+        live.update(Text(doing, "dim"), refresh=True)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            yield say
+            say("")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _pythons(arguments: argparse.Namespace) -> Pythons:

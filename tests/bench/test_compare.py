@@ -207,6 +207,14 @@ def test_the_same_machine_leads_to_no_warning() -> None:
     assert compare(same, later, threshold=THRESHOLD).warnings == ()
 
 
+def test_another_network_of_the_same_widths_is_said_to_be_one() -> None:
+    old = results(series(HOST, {1: steady(1e-5)}))
+    new = results(dataclasses.replace(old.series[0], parameters=61))
+    assert compare(old, new, threshold=THRESHOLD).warnings == (
+        "another network of the same widths: this network: onnxruntime-cpu has 61 parameters, and had 100",
+    )
+
+
 def test_what_differs_between_the_environments_is_said() -> None:
     gpu = Gpu("NVIDIA H200", "9.0", "13.0", "580.1", 1 << 37)
     versions = {"python": "3.12.1", "onnxruntime": "1.21.0", "torch": "2.9.0"}

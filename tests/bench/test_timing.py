@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relukan_deploy.bench import timing
 from relukan_deploy.bench.timing import Timing, Turn, measure, ratio, rotated, sample, summarise, timed
 
 seconds = st.floats(1e-7, 1e2)
@@ -118,6 +122,25 @@ def test_ratio_is_taken_round_by_round() -> None:
     found = ratio(slow, fast)
     assert found.median == 3.0
     assert (found.low, found.high) == pytest.approx((2.2, 3.8))
+
+
+def test_a_turn_ends_when_no_other_thread_runs_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = iter([True, True, False])
+    monkeypatch.setattr(timing, "_others_run", lambda: next(running))
+    timed(lambda: None)(1)
+    assert not list(running)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are seen in /proc")
+def test_a_thread_that_computes_is_seen() -> None:
+    thread = threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 1_000_000))
+    thread.start()
+    found = False
+    while thread.is_alive() and not found:
+        time.sleep(0.001)
+        found = timing._others_run()
+    thread.join()
+    assert found
 
 
 def test_nothing_to_measure_is_an_error() -> None:
