@@ -21,7 +21,7 @@ from .request import Opened, Request, open_here
 from .results import Contender, Environment, Peaks, Results, Series, Skipped, Startup
 from .startup import cold_starts
 from .subjects import Subject
-from .subjects.bundles import artifact_for
+from .subjects.bundles import artifact_for, shape_of
 from .sweep import Effort, sweep
 
 __all__ = ["BATCHES", "FULL", "QUICK", "Pythons", "backends_of", "bench", "engines_for"]
@@ -102,12 +102,15 @@ def bench(
 
     Raises:
         BundleError: the bundle is damaged.
-        InputError: there is no such backend, peer or engine, or an interpreter cannot take part.
+        InputError: there is no such backend, peer or engine, the bundle has another grid, or an interpreter
+            cannot take part.
         MissingDeviceError: nothing could be run here.
     """
     bundle = open_bundle(request.bundle)
     for backend in request.backends:
         artifact_for(bundle, backend)
+    if request.grid is not None:
+        shape_of(bundle, request.grid, request.order)  # refused at once, not listed as left out at the end
     here = describe(command, request.threads)
     skipped: list[Skipped] = []
     with contextlib.ExitStack() as stack:

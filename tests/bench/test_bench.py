@@ -37,6 +37,13 @@ def test_batches_are_the_powers_of_four_up_to_65536() -> None:
     assert BATCHES == (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
 
+def test_a_grid_that_does_not_fit_is_refused_before_anything_is_measured(bundle_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match="--grid 99 --order 3"):
+        bench(Request(str(bundle_path), CPU, grid=99), (1,), BRIEF, say=said.append)
+    assert said == []
+
+
 def test_a_backend_alone(bundle_path: Path, tmp_path: Path) -> None:
     said: list[str] = []
     request = Request(str(bundle_path), CPU)

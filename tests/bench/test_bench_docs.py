@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -33,6 +34,15 @@ def test_its_commands_are_understood(command: str, tmp_path: Path, monkeypatch: 
     """As far as the bundle or the file, which is not there; an option that does not exist would end it earlier."""
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(command)) == 2
+
+
+@pytest.mark.parametrize("command", ["", "merge", "compare"])
+def test_every_option_is_told(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main([*command.split(), "--help"])
+    listed = set(re.findall(r"^ +(?:\[)?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)) - {"--version"}
+    assert "--json" in listed
+    assert [option for option in listed if f"`{option}" not in TEXT and f" {option} " not in TEXT] == []
 
 
 def test_every_make_target_and_page_it_names_exists() -> None:
