@@ -99,7 +99,7 @@ def print_comparison(screen: Console, found: Comparison) -> None:
         screen.print(table)
     count = len(found.differences)
     usual = sorted(each.high / each.ratio - 1 for each in found.differences)[count // 2]
-    said = f"{len(beyond)} of {count} times differ" if beyond else f"None of {count} times differs"
+    said = f"{len(beyond) or 'None'} of {count} times {'differ' if len(beyond) > 1 else 'differs'}"
     screen.print(f"{said} by more than noise, which here is about {usual:.0%}.")
 
 

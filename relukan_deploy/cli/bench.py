@@ -172,9 +172,9 @@ def _compare(arguments: argparse.Namespace) -> None:
         print_out(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
     slower = sorted((each for each in found.differences if each.is_regression), key=lambda each: -each.ratio)
     if slower:
-        count = "1 time" if len(slower) == 1 else f"{len(slower)} times"
+        times = f"{len(slower)} of {len(found.differences)} times {'is' if len(slower) == 1 else 'are'}"
         raise RelukanError(
-            f"{count} of {len(found.differences)} slower by more than {arguments.threshold:.0%} and than noise, "
+            f"{times} slower by more than {arguments.threshold:.0%} and than noise, "
             f"the most {slower[0].name}: {slower[0].ratio:.2f} times as long as before"
         )
 

@@ -331,7 +331,7 @@ def test_a_slowdown_of_30_percent_is_named_and_leaves_with_1(before: Path, tmp_p
     assert all(" 1.3" in line or " 1.2" in line for line in named)
     assert "2 of 6 times differ by more than noise" in out
     assert err.startswith(
-        "relukan-bench compare: error: 2 times of 6 slower by more than 5% and than noise, the most pykan"
+        "relukan-bench compare: error: 2 of 6 times are slower by more than 5% and than noise, the most pykan"
     )
 
 
