@@ -17,7 +17,7 @@ from relukan_deploy._tensorrt import Flavour, import_tensorrt
 from relukan_deploy.api import Check, export, verify
 from relukan_deploy.bench.environment import available_bytes
 from relukan_deploy.bench.limits import with_ideals
-from relukan_deploy.bench.results import Contender, Series
+from relukan_deploy.bench.results import OURS, Contender, Series
 from relukan_deploy.bench.subjects import Subject
 from relukan_deploy.bench.subjects.bundles import artifact_for, engine_subjects
 from relukan_deploy.bench.sweep import Effort, sweep
@@ -161,7 +161,7 @@ class Machine:
         """Gives what another Python has measured its distance from the limits that were measured here."""
 
         def limited(one: Series) -> Series:
-            if one.contender.network != "this network":
+            if one.contender.network != OURS:
                 return one
             return with_ideals([one], self.bundle(one.contender.widths), self.record.peaks)[0]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from relukan_deploy.bench.limits import measure_peaks
 from relukan_deploy.bench.peers import PEERS, build
-from relukan_deploy.bench.results import Contender
+from relukan_deploy.bench.results import B_SPLINES, OURS, Contender
 from relukan_deploy.bench.startup import cold_starts
 from relukan_deploy.bench.subjects import Subject
 from relukan_deploy.bench.subjects.bundles import artifact_for, bundle_subjects, shape_of
@@ -40,7 +40,6 @@ __all__ = ["KINDS", "Part", "parts", "relu"]
 SMALL, USUAL = (2, 5, 1), (4, 64, 64, 1)
 KEY: tuple[Widths, ...] = (SMALL, USUAL)
 OTHERS: tuple[Widths, ...] = ((64, 32, 10), (784, 64, 10), (1000, 1000, 1))
-B_SPLINES = ("pykan", "efficient-kan")
 BATCHES = (1, 64, 1024, 65536)
 LARGEST = BATCHES[-1]
 TRAINED_ROWS = 1000
@@ -169,7 +168,7 @@ def training(machine: Machine, widths: Widths, engine: TorchEngine) -> None:
     from relukan_deploy.bench.training import training_turns
 
     shape, effort = shape_of(machine.bundle(widths)), machine.effort
-    networks: dict[str, nn.Module] = {"this network": trained_like(shape)}
+    networks: dict[str, nn.Module] = {OURS: trained_like(shape)}
     for peer in PEERS:
         with skipping(machine, peer):
             networks.update(build(peer, shape))

@@ -17,16 +17,25 @@ from relukan_deploy._files import replacing_file
 from relukan_deploy.bench import stored
 from relukan_deploy.bench.environment import conditions
 from relukan_deploy.bench.report.html import write_page
-from relukan_deploy.bench.results import Contender, Environment, Peaks, Results, Series, Skipped, Startup
+from relukan_deploy.bench.results import (
+    B_SPLINES,
+    OURS,
+    Contender,
+    Environment,
+    Peaks,
+    Results,
+    Series,
+    Skipped,
+    Startup,
+)
 from relukan_deploy.errors import RelukanError
 
 __all__ = ["Goal", "Record", "goals_of"]
 
 FILES = ("parity", "training", "profile", "threads")
 
-# What is to be reached; see the project's issue of benchmarks.
+# What is to be reached.
 SMALL, USUAL = (2, 5, 1), (4, 64, 64, 1)
-B_SPLINES = ("pykan", "efficient-kan")
 LARGEST = 65536
 
 
@@ -161,7 +170,7 @@ def goals_of(results: Results) -> list[Goal]:
 
     def ours(series: Series) -> bool:
         contender = series.contender
-        known = contender.network == "this network" and contender.engine.startswith("tensorrt")
+        known = contender.network == OURS and contender.engine.startswith("tensorrt")
         return known and contender.precision == "fp32" and contender.cuda_graph
 
     def peer(networks: Sequence[str], engine: str) -> Callable[[Series], bool]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 
 from relukan_deploy.bench.report import words
-from relukan_deploy.bench.report.groups import OURS, Group, Line
-from relukan_deploy.bench.results import Contender
+from relukan_deploy.bench.report.groups import Group, Line
+from relukan_deploy.bench.results import OURS, Contender
 from relukan_deploy.bench.timing import Timing
 
 __all__ = ["graph_of", "is_graph", "run_ratios", "spread", "target", "times"]

@@ -18,9 +18,9 @@ from typing import Any
 
 from relukan_deploy._files import replacing_file
 from relukan_deploy.bench.report import words
-from relukan_deploy.bench.report.groups import OURS, Group, Line, groups
+from relukan_deploy.bench.report.groups import Group, Line, groups
 from relukan_deploy.bench.report.markdown import escape
-from relukan_deploy.bench.results import Data
+from relukan_deploy.bench.results import OURS, Data
 from relukan_deploy.bench.stored import read
 
 from ._ratios import graph_of, run_ratios, spread, times

@@ -20,7 +20,7 @@ from ..errors import InputError, MissingDependencyError, RelukanError
 from ..runtime import load
 from ..table import Table
 from .peers import PEERS
-from .results import Accuracy, Point, Skipped
+from .results import OURS, Accuracy, Point, Skipped
 from .subjects import Subject
 from .subjects.bundles import bundle_subjects
 from .subjects.exports import in_onnxruntime_cpu
@@ -37,7 +37,7 @@ __all__ = ["BATCHES", "STEPS", "equal_accuracy"]
 BATCHES = (1, 1024)
 STEPS = 2000
 
-_OURS, _MLP, _BACKEND = "this network", "mlp", "onnxruntime-cpu"
+_MLP, _BACKEND = "mlp", "onnxruntime-cpu"
 _EFFORT = Effort(runs=1)
 
 Say = Callable[[str], None]
@@ -102,7 +102,7 @@ def equal_accuracy(
         with _noting(skipped, f"{bundle.path.name} itself, at equal accuracy"):
             candidates.append(_of_bundle(bundle, rows, threads))
         own = candidates[0].error if candidates else None
-        for family in dict.fromkeys((_OURS, _MLP, *against)):
+        for family in dict.fromkeys((OURS, _MLP, *against)):
             with _noting(skipped, f"{family} at equal accuracy"):
                 for trained in fitting.train_family(family, rows, grid=grid, order=order, steps=steps, say=say):
                     candidates.append(_of_trained(trained, threads))
@@ -155,7 +155,7 @@ def _of_bundle(bundle: Bundle, rows: Rows, threads: int) -> _Candidate:
     if (manifest.in_features, manifest.out_features, manifest.task) != ends:
         raise InputError(f"it is not for {examples.name}, a {ends[2]} with {ends[0]} inputs and {ends[1]} outputs")
     subjects = _through_bundle(bundle, threads)
-    return _Candidate(_OURS, rows.error(load(bundle, backend=_BACKEND)(examples.x[rows.test])), None, subjects)
+    return _Candidate(OURS, rows.error(load(bundle, backend=_BACKEND)(examples.x[rows.test])), None, subjects)
 
 
 def _of_trained(trained: Trained, threads: int) -> _Candidate:

@@ -18,7 +18,7 @@ from .limits import Device, with_ideals
 from .peers import PEERS
 from .remote import Worker
 from .request import Opened, Request, open_here
-from .results import Contender, Environment, Peaks, Results, Series, Skipped, Startup
+from .results import OURS, Contender, Environment, Peaks, Results, Series, Skipped, Startup
 from .startup import cold_starts
 from .subjects import Subject
 from .subjects.bundles import artifact_for, shape_of
@@ -30,7 +30,6 @@ BATCHES = tuple(4**exponent for exponent in range(9))  # 1 to 65536
 FULL = Effort()
 QUICK = Effort(runs=2, rounds=5, burst=0.002, warm_up=0.02, most=3.0, longest=0.3)
 
-_OURS = "this network"
 _STARTS = 5  # processes of each backend that are timed up to their first answer
 
 Say = Callable[[str], None]
@@ -64,7 +63,7 @@ class Pythons:
                 known = "it is not measured" if name in (*BACKENDS, *PEERS) else "there is no such backend or peer"
                 raise InputError(f"--python {name}=PATH: {known}: measured are {', '.join(measured)}")
         groups: dict[str | None, list[str]] = {}
-        for name in (*((_OURS,) if request.engines else ()), *measured):
+        for name in (*((OURS,) if request.engines else ()), *measured):
             python = self.named.get(name, self.default)
             groups.setdefault(f"{name} {python}" if self.isolate else python, []).append(name)
         for names in groups.values():
@@ -77,7 +76,7 @@ class Pythons:
                     request,
                     backends=tuple(name for name in request.backends if name in names),
                     peers=peers,
-                    engines=request.engines if peers or _OURS in names else (),
+                    engines=request.engines if peers or OURS in names else (),
                 ),
             )
 
@@ -196,7 +195,7 @@ def _members(here: Environment, opened: Iterable[tuple[Opened, str]]) -> tuple[l
 def _peaks(members: Iterable[_Member], opened: Sequence[Opened], skipped: list[Skipped]) -> list[Peaks]:
     """Of each device and precision that our network runs on and in, by the first process that can."""
     gpu = any(one.environment.gpu for one in opened)
-    ours = [member.contender for member in members if member.contender.network == _OURS]
+    ours = [member.contender for member in members if member.contender.network == OURS]
     wanted: dict[tuple[Device, Precision], None] = {}
     for contender in ours:
         wanted["gpu" if gpu and contender.engine != "onnxruntime-cpu" else "cpu", contender.precision] = None
@@ -221,7 +220,7 @@ def _startups(
     backends = {
         member.contender.engine: member
         for member in members
-        if member.contender.network == _OURS and member.contender.engine in BACKENDS
+        if member.contender.network == OURS and member.contender.engine in BACKENDS
     }
     for backend, member in backends.items() if starts else ():
         say(f"starting processes with {backend}")

@@ -32,7 +32,7 @@ from ..errors import InputError, MissingDependencyError, MissingDeviceError
 from ..runtime._cuda import Cuda
 from ..runtime._session import make_session
 from ..spec import Precision
-from .results import Ideal, Peaks, Series
+from .results import OURS, Ideal, Peaks, Series
 from .subjects.bound import bound_calls
 from .subjects.gpu_clock import gpu_seconds
 from .timing import timed
@@ -119,7 +119,7 @@ def with_ideals(series: Sequence[Series], bundle: Bundle, peaks: Sequence[Peaks]
         on_cpu = contender.engine == "onnxruntime-cpu"
         device: Device = "cpu" if on_cpu else device_of_torch if contender.engine.startswith("torch") else "gpu"
         peak = known.get((device, contender.precision))
-        if contender.network != "this network" or peak is None:
+        if contender.network != OURS or peak is None:
             return one
         points = [
             dataclasses.replace(point, ideal=ideal(bundle, point.batch, contender.precision, peak))

@@ -18,6 +18,8 @@ from ..spec import Layout, Precision
 from .timing import Timing
 
 __all__ = [
+    "B_SPLINES",
+    "OURS",
     "SCHEMA_VERSION",
     "Accuracy",
     "Conditions",
@@ -37,6 +39,12 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
+OURS = "this network"
+"""What the bundle's own network is called; others have the names of their implementations."""
+
+B_SPLINES = ("pykan", "efficient-kan")
+"""The networks that ReLU-KAN takes the place of."""
+
 Data = Literal["host", "bound", "device"]
 """Where the rows lie before a call and the answers after it.
 
@@ -51,7 +59,7 @@ class Contender:
     """A network and one way to run it: what is equal in two files that are compared.
 
     Attributes:
-        network: "this network", or the peer's name.
+        network: `OURS`, or the peer's name.
         widths: features before, between and after its layers.
         engine: what runs it: a backend of `relukan_deploy.runtime.BACKENDS`, "torch" (eager),
             "torch.compile" or "torch CUDA graph".

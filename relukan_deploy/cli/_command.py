@@ -17,7 +17,7 @@ from rich.console import Console
 from .. import __version__
 from ..errors import RelukanError
 
-__all__ = ["console", "make_parser", "result_console", "run"]
+__all__ = ["console", "count", "make_parser", "result_console", "run"]
 
 # People read standard error; standard output is for what the next program reads.
 console = Console(stderr=True, highlight=False)
@@ -37,6 +37,13 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, description=description)
     parser.add_argument("--version", action="version", version=f"relukan-deploy {__version__}")
     return parser
+
+
+def count(text: str) -> int:
+    """The type of an argument that is a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+    return int(text)
 
 
 def run(

@@ -20,7 +20,7 @@ from rich.text import Text
 from ..errors import InputError, RelukanError
 from ..runtime import BACKENDS
 from ._bench_reports import check_reports, print_comparison, print_out, print_reports
-from ._command import console, make_parser, result_console, run
+from ._command import console, count, make_parser, result_console, run
 
 if TYPE_CHECKING:
     from ..bench.bench import Pythons
@@ -59,7 +59,7 @@ def _bench_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what is timed").add_argument
     backends = f"of {', '.join(BACKENDS)} (default: all that it has files for)"
     add("--backend", metavar="NAME", nargs="+", choices=tuple(BACKENDS), help=backends)
-    add("--batch", metavar="ROWS", nargs="+", type=_count, help="(default: 1 to 65536 by powers of 4)")
+    add("--batch", metavar="ROWS", nargs="+", type=count, help="(default: 1 to 65536 by powers of 4)")
     add(
         "--against",
         metavar="LIST",
@@ -68,14 +68,14 @@ def _bench_parser() -> argparse.ArgumentParser:
         help="other networks of the same shape, with commas: pykan, efficient-kan, fast-kan, relu-kan. "
         "MLPs of the same widths and of as many parameters are always there",
     )
-    add("--grid", type=_count, help="of the network (default: what the order leaves of its bumps)")
+    add("--grid", type=count, help="of the network (default: what the order leaves of its bumps)")
     add("--order", type=int, default=3, help="of the network (default: %(default)s)")
     add("--equal-accuracy", metavar="DATA", type=Path, help="train all of them on a table too, and time them as well")
     add("--target", metavar="COLUMN", help="of that table (default: the bundle's)")
     add("--error", type=float, help="at which they are compared: 1 − R², or the share of wrong classes")
     add = parser.add_argument_group("how").add_argument
-    add("--threads", type=_count, default=1, help="of the CPU, for each (default: %(default)s)")
-    add("--runs", type=_count, help="how often everything is measured (default: 5)")
+    add("--threads", type=count, default=1, help="of the CPU, for each (default: %(default)s)")
+    add("--runs", type=count, help="how often everything is measured (default: 5)")
     add("--quick", action="store_true", help="a short look: two runs of fewer calls, with wider spreads")
     add("--isolate", action="store_true", help="each backend and each other network in a process of its own")
     add(
@@ -263,12 +263,6 @@ def _pythons(arguments: argparse.Namespace) -> Pythons:
         else:
             default = given
     return Pythons(default, named, arguments.isolate)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def _peers(text: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..runtime import BACKENDS
 from ..runtime.guard import Nonfinite, OutOfDomain
 from ..runtime.serving import needing_packages
-from ._command import make_parser, run
+from ._command import count, make_parser, run
 
 if TYPE_CHECKING:
     from ..runtime.serving.server import Settings
@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--http-port", type=_port, default=8000, help="default: %(default)s; 0 takes a free one")
     parser.add_argument("--grpc-port", type=_port, help="serves gRPC too")
     parser.add_argument("--metrics-port", type=_port, help="serves /metrics there too, without a key")
-    parser.add_argument("--workers", type=_count, default=1, help="processes (default: %(default)s)")
-    parser.add_argument("--max-batch", metavar="ROWS", type=_count, default=1024, help="default: %(default)s")
+    parser.add_argument("--workers", type=count, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--max-batch", metavar="ROWS", type=count, default=1024, help="default: %(default)s")
     parser.add_argument(
         "--max-delay", metavar="SECONDS", type=_seconds, default=0.0, help="to wait for a batch to fill (default: 0)"
     )
     parser.add_argument(
-        "--max-queue", metavar="ROWS", type=_count, default=65536, help="that may wait (default: %(default)s)"
+        "--max-queue", metavar="ROWS", type=count, default=65536, help="that may wait (default: %(default)s)"
     )
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto")
     parser.add_argument("--threads", type=_threads, default=1, help="of ONNX Runtime on a CPU, or auto (default: 1)")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--nonfinite", choices=get_args(Nonfinite), default="count", help="what NaN or infinity leads to"
     )
     parser.add_argument("--api-key-file", type=Path, help="keys, one a line, of which each request has to bring one")
-    parser.add_argument("--max-request-bytes", metavar="BYTES", type=_count, default=64 << 20, help="default: 64 MiB")
+    parser.add_argument("--max-request-bytes", metavar="BYTES", type=count, default=64 << 20, help="default: 64 MiB")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return run(parser, _serve, argv)
 
@@ -143,12 +143,6 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
-    return int(text)
-
-
 def _seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= float(text) < math.inf:
@@ -159,4 +153,4 @@ def _seconds(text: str) -> float:
 def _threads(text: str) -> int | Literal["auto"]:
     if text != "auto" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be auto or a whole number from 1 on, got {text}")
-    return "auto" if text == "auto" else _count(text)
+    return "auto" if text == "auto" else count(text)

@@ -9,11 +9,11 @@ from typing import Literal
 
 from ..bundle import Artifact, ArtifactKind, Bundle, open_bundle
 from ..errors import BundleError, InputError, ParityError, RelukanError
-from ..parity import compare
+from ..parity import ParityReport, compare
 from .guard import Guard, Nonfinite, OutOfDomain
 from .runner import Backend, Runner
 
-__all__ = ["BACKENDS", "load", "open_backend"]
+__all__ = ["BACKENDS", "check_golden", "load", "open_backend"]
 
 Threads = int | Literal["auto"]
 
@@ -97,14 +97,22 @@ def open_backend(bundle: Bundle, backend: str, artifact: Artifact, threads: Thre
     return opened
 
 
+def check_golden(bundle: Bundle, artifact: Artifact, backend: Backend) -> ParityReport:
+    """Compares a backend's answers to the golden inputs with the bundle's.
+
+    Raises:
+        ParityError: they are out of tolerance.
+    """
+    x, y = bundle.golden()
+    report = compare(backend.run, x, y, tolerance=artifact.tolerance, task=bundle.manifest.task, batches=[32, len(x)])
+    report.require(f"{bundle.path / artifact.file} on {backend.name}")
+    return report
+
+
 def _checked(bundle: Bundle, name: str, artifact: Artifact, threads: Threads, guard: Guard) -> Runner:
     backend = open_backend(bundle, name, artifact, threads)
-    x, y = bundle.golden()
     try:
-        report = compare(
-            backend.run, x, y, tolerance=artifact.tolerance, task=bundle.manifest.task, batches=[32, len(x)]
-        )
-        report.require(f"{bundle.path / artifact.file} on {name}")
+        check_golden(bundle, artifact, backend)
     except ParityError as error:
         backend.close()
         checkpoint = bundle.manifest.source.get("file", "CHECKPOINT")

@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..results import Accuracy, Data, Point, Results
+from ..results import B_SPLINES, OURS, Accuracy, Data, Point, Results
 from . import words
 from .axes import across, by_batch, categories, logarithmic, plain, reaching
-from .groups import B_SPLINES, EAGER, OURS, PLACES, Group, Line
+from .groups import EAGER, PLACES, Group, Line
 from .styles import DASHES, MARKERS, OTHER_MARKER, Marker, colours
 
 __all__ = ["Chart", "accuracy", "latency", "limit", "speed_up", "splits", "throughput"]

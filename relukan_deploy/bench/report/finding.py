@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..results import Accuracy, Data, Results, Skipped
+from ..results import OURS, Accuracy, Data, Results, Skipped
 from . import words
-from .groups import OURS, PLACES, Group
+from .groups import PLACES, Group
 
 __all__ = ["accuracy_finding", "finding", "left_out"]
 

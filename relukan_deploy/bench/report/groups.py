@@ -10,14 +10,12 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
-from ..results import Data, Environment, Point, Results, Series
+from ..results import B_SPLINES, OURS, Data, Environment, Point, Results, Series
 from ..timing import Ratio, Timing, ratio
 from . import words
 
-__all__ = ["B_SPLINES", "EAGER", "OURS", "PLACES", "Group", "Line", "groups", "machines"]
+__all__ = ["EAGER", "PLACES", "Group", "Line", "groups", "machines"]
 
-OURS = "this network"
-B_SPLINES = ("pykan", "efficient-kan")
 EAGER = "torch"
 
 PLACES: dict[Data, str] = {

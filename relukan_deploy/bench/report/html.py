@@ -19,11 +19,11 @@ from xml.etree.ElementTree import Element
 
 from ..._files import replacing_file
 from ...errors import InputError, MissingDependencyError
-from ..results import Results
+from ..results import B_SPLINES, Results
 from . import charts, tables, words
 from .charts import Chart
 from .finding import accuracy_finding, finding, left_out
-from .groups import B_SPLINES, Group, groups, machines
+from .groups import Group, groups, machines
 from .styles import DARK, LIGHT
 from .tables import element
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ..results import Environment, Results
+from ..results import OURS, Environment, Results
 from . import words
-from .groups import OURS, Group, Line, groups
+from .groups import Group, Line, groups
 
 __all__ = ["escape", "to_markdown"]
 

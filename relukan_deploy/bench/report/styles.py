@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from ..results import Data
+from ..results import OURS, Data
 
 __all__ = ["DARK", "DASHES", "LIGHT", "MARKERS", "OTHER_MARKER", "Dash", "Marker", "colours"]
 
@@ -19,7 +19,7 @@ LIGHT = ("#1448c8", "#e0700a", "#c653c8", "#1f9d72", "#6b5600", "#78849c", "#7a1
 DARK = ("#4d88ff", "#e07b1f", "#d98be6", "#2fdc9c", "#f5d442", "#99a3b1", "#cf3158")
 
 _ORDER = (
-    *("this network", "pykan", "efficient-kan", "fast-kan", "relu-kan"),
+    *(OURS, "pykan", "efficient-kan", "fast-kan", "relu-kan"),
     *("mlp, same widths", "mlp, same parameters"),
 )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from xml.etree.ElementTree import Element
 
-from ..results import Accuracy, Data, Point, Results, Skipped, Startup
+from ..results import OURS, Accuracy, Data, Point, Results, Skipped, Startup
 from ..timing import Timing
 from . import words
-from .groups import OURS, PLACES, Group, Line
+from .groups import PLACES, Group, Line
 
 __all__ = ["accuracies", "element", "environments", "figures", "left_out", "startups", "times"]
 

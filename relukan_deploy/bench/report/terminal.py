@@ -9,10 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..results import Data, Results
+from ..results import OURS, Data, Results
 from . import words
 from .finding import accuracy_finding, finding, left_out
-from .groups import OURS, PLACES, Group, Line, groups
+from .groups import PLACES, Group, Line, groups
 
 __all__ = ["print_results"]
 

@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from ..._tensorrt import Flavour
 from ...bundle import Artifact, Bundle
 from ...errors import InputError
-from ...parity import compare
 from ...runtime._engine import EngineBackend
 from ...runtime._session import SessionBackend, make_session
 from ...runtime.guard import Guard
-from ...runtime.load import BACKENDS, open_backend
+from ...runtime.load import BACKENDS, check_golden, open_backend
 from ...runtime.ort_cpu import level_for
 from ...runtime.runner import Backend, Runner
 from ..limits import layers_of
-from ..results import Contender
+from ..results import OURS, Contender
 from . import Shape, Subject
 from .device import engine_subjects
 from .host import Bound, Call, Host
@@ -48,10 +47,14 @@ def bundle_subjects(bundle: Bundle, backend: str, *, threads: int) -> list[Subje
         MissingDependencyError, MissingDeviceError, BundleError: it cannot run here.
     """
     manifest, artifact = bundle.manifest, artifact_for(bundle, backend)
-    base = Contender("this network", manifest.widths, backend, artifact.precision, artifact.layout)
+    base = Contender(OURS, manifest.widths, backend, artifact.precision, artifact.layout)
     domain, parameters = _domain(bundle), parameters_of(bundle)
     running = open_backend(bundle, backend, artifact, threads)
-    difference = _difference(bundle, artifact, running)
+    try:
+        difference = check_golden(bundle, artifact, running).error
+    except BaseException:
+        running.close()
+        raise
 
     def guarded(answering: Backend) -> Call:
         return Runner(answering, bundle, artifact, Guard(manifest, "count", "count"))
@@ -117,20 +120,6 @@ def shape_of(bundle: Bundle, grid: int | None = None, order: int = 3) -> Shape:
             f"got --grid {'not given' if grid is None else grid} --order {order}"
         )
     return Shape(bundle.manifest.widths, given, order, _domain(bundle))
-
-
-def _difference(bundle: Bundle, artifact: Artifact, running: Backend) -> float:
-    """The largest error on the golden inputs, relative to max(1, max|y|)."""
-    x, y = bundle.golden()
-    try:
-        report = compare(
-            running.run, x, y, tolerance=artifact.tolerance, task=bundle.manifest.task, batches=[32, len(x)]
-        )
-        report.require(f"{bundle.path / artifact.file} on {running.name}")
-    except BaseException:
-        running.close()
-        raise
-    return report.error
 
 
 def _domain(bundle: Bundle) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from ...errors import InputError, MissingDependencyError, MissingDeviceError, Re
 from ...gpu import open_device
 from ...runtime.ort_cuda import require_cuda
 from ..peers import PEERS, build
-from ..results import Skipped
+from ..results import OURS, Skipped
 from . import Shape, Subject
 from .exports import in_onnxruntime_cpu, in_onnxruntime_cuda, in_tensorrt
 from .networks import Inputs, Network
@@ -108,7 +108,7 @@ def _networks(shape: Shape, names: Sequence[str], skipped: list[Skipped]) -> lis
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         ours = trained_like(shape)
-    networks = [Network("this network", ours, shape, inputs, reference=ours.spec().evaluate)]
+    networks = [Network(OURS, ours, shape, inputs, reference=ours.spec().evaluate)]
     for name in names:
         try:
             networks += [Network(each, module, shape, inputs) for each, module in build(name, shape).items()]
