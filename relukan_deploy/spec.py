@@ -3,7 +3,8 @@
 A checkpoint becomes a `KanSpec`; exporters lower it, and `KanSpec.evaluate` is the float64
 reference that every artifact is compared with. Frozen, and numpy only.
 
-A layer maps x ``(batch, in)`` to y ``(batch, out)`` by
+Its layers are `LayerSpec`, ReLU-KAN's, or `SplineSpec`, those of B-spline KANs (splines.py). A
+`LayerSpec` maps x ``(batch, in)`` to y ``(batch, out)`` by
 
     y_o = b_o + Σ_i Σ_j C_oij B_ij(x_i)
     B_ij(x) = [ 4 · ReLU(e_ij − x) · ReLU(x − s_ij) / (e_ij − s_ij)² ]²
@@ -24,8 +25,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import InputError
+from .splines import SplineSpec
 
-__all__ = ["Form", "KanSpec", "LayerSpec", "Layout", "Precision", "Task"]
+__all__ = ["Form", "KanSpec", "LayerSpec", "Layout", "Precision", "SplineSpec", "Task"]
 
 Task = Literal["regression", "classification"]
 # What an artifact is written in; lowering.py explains them.
@@ -90,6 +92,23 @@ class LayerSpec:
         """``(in, K)``: the bumps that can contribute: s < e, and some coefficient is not zero."""
         return (self.starts < self.ends) & self.coefficients.any(axis=0)
 
+    @property
+    def domain(self) -> Float64Array:
+        """``(in, 2)``: the interval outside which every bump of an input is zero; empty, (inf, -inf), if all are."""
+        low = np.where(self.live, self.starts, np.inf).min(axis=1, initial=np.inf)
+        high = np.where(self.live, self.ends, -np.inf).max(axis=1, initial=-np.inf)
+        return np.stack([low, high], axis=1)
+
+    @property
+    def breaks(self) -> Float64Array:
+        """``(in, 2K)``: where the bumps of an input begin and end."""
+        return np.concatenate([self.starts, self.ends], axis=1)
+
+    @property
+    def basis(self) -> int:
+        """How many basis functions are evaluated for one row, over all inputs."""
+        return self.starts.size
+
     def evaluate(self, x: NDArray[Any]) -> NDArray[Any]:
         """y ``(batch, out)`` for x ``(batch, in)``, in the arithmetic of x: float64 or float32."""
         starts, ends = self.starts.astype(x.dtype), self.ends.astype(x.dtype)
@@ -109,7 +128,7 @@ class LayerSpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KanSpec:
-    """A ReLU-KAN and what its inputs and outputs mean.
+    """A network and what its inputs and outputs mean.
 
     Args:
         layers: at least one; each layer's inputs are the outputs of the one before.
@@ -122,7 +141,7 @@ class KanSpec:
         InputError: layers, columns or labels do not fit together.
     """
 
-    layers: tuple[LayerSpec, ...]
+    layers: tuple[LayerSpec | SplineSpec, ...]
     task: Task = "regression"
     columns: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
@@ -163,19 +182,16 @@ class KanSpec:
 
     @property
     def domain(self) -> Float64Array:
-        """``(in, 2)``: for each input, the interval outside which it no longer matters.
+        """``(in, 2)``: for each input, the interval outside which it has left what was learnt.
 
-        Beyond it every bump of that input is zero, silently. An input that never matters has
-        the empty interval (inf, -inf).
+        Beyond it every bump and every spline of that input is zero, silently; SiLU and polynomial
+        branches go on. An input without any has the empty interval (inf, -inf).
         """
-        first = self.layers[0]
-        low = np.where(first.live, first.starts, np.inf).min(axis=1, initial=np.inf)
-        high = np.where(first.live, first.ends, -np.inf).max(axis=1, initial=-np.inf)
-        return np.stack([low, high], axis=1)
+        return self.layers[0].domain
 
     @property
     def intervals(self) -> tuple[tuple[float, float] | None, ...]:
-        """The domain as a manifest holds it: for each input (low, high), or None if it never matters."""
+        """The domain as a manifest holds it: for each input (low, high), or None if it has none."""
         return tuple((low, high) if low < high else None for low, high in self.domain.tolist())
 
     def evaluate(self, x: ArrayLike) -> Float64Array:
@@ -187,7 +203,7 @@ class KanSpec:
         rows = np.asarray(x, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] != self.in_features:
             raise InputError(f"x must be (batch, {self.in_features}), got {rows.shape}")
-        largest = max(layer.starts.size for layer in self.layers)
+        largest = max(layer.basis for layer in self.layers)
         step = max(1, _BLOCK_ELEMENTS // max(1, largest))
         blocks = []
         for begin in range(0, len(rows), step):
