@@ -138,7 +138,7 @@ class SplineSpec:
                 raise InputError(f"{name} must be finite, got NaN or infinity in an array of {array.shape}")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
-        sums, inputs = self.bias.size, self.knots.shape[0]
+        sums, inputs = self.bias.size, len(np.atleast_1d(self.knots))
         fits = (
             self.knots.ndim == 2
             and self.bias.ndim == 1
@@ -151,8 +151,9 @@ class SplineSpec:
         if not fits:
             raise InputError(
                 "a spline layer needs knots (in, T), coefficients (sums, in, T − degree − 1), bias (sums,), "
-                f"silu (sums, in) and polynomial (sums, in, powers), got {self.knots.shape}, {self.coefficients.shape}, "
-                f"{self.bias.shape}, {self.silu.shape} and {self.polynomial.shape} for degree {self.degree}"
+                f"silu (sums, in) and polynomial (sums, in, powers), got {self.knots.shape}, "
+                f"{self.coefficients.shape}, {self.bias.shape}, {self.silu.shape} and {self.polynomial.shape} "
+                f"for degree {self.degree}"
             )
         if not (np.diff(self.knots) > 0).all():
             worst = int(np.argmin(np.diff(self.knots).min(axis=1)))
@@ -195,8 +196,8 @@ class SplineSpec:
     def evaluate(self, x: NDArray[Any]) -> NDArray[Any]:
         """y ``(batch, out)`` for x ``(batch, in)``, in the arithmetic of x: float64 or float32."""
         dtype = x.dtype
-        result = _b_splines(x, self.knots.astype(dtype), self.degree).reshape(len(x), -1)  # (batch, in·K)
-        result = result @ self.coefficients.reshape(self.bias.size, -1).T.astype(dtype)
+        basis = _b_splines(x, self.knots.astype(dtype), self.degree).reshape(len(x), -1)  # (batch, in·K)
+        result: NDArray[Any] = basis @ self.coefficients.reshape(self.bias.size, -1).T.astype(dtype)
         result = result + _silu(x) @ self.silu.T.astype(dtype) + self.bias.astype(dtype)  # (batch, sums)
         power = x
         for column in np.moveaxis(self.polynomial, 2, 0):  # (sums, in), of x, x², …
@@ -207,8 +208,8 @@ class SplineSpec:
         if self.products is None:
             return result
         assert self.offset is not None  # as __post_init__ saw to
-        multiplied = [result[:, list(group)].prod(axis=1) for group in self.products]
-        return np.stack(multiplied, axis=1) + self.offset.astype(dtype)
+        products: NDArray[Any] = np.stack([result[:, list(group)].prod(axis=1) for group in self.products], axis=1)
+        return products + self.offset.astype(dtype)
 
 
 def _check_products(products: tuple[tuple[int, ...], ...] | None, offset: Float64Array | None, sums: int) -> None:

@@ -81,6 +81,13 @@ def networks(draw: st.DrawFn, *, exponents: float = 0.0, distances: float = 0.0)
     return spec, x.astype(np.float64)
 
 
+def bump_layers(spec: KanSpec) -> tuple[LayerSpec, ...]:
+    """The layers of a network that has bumps alone."""
+    layers = tuple(layer for layer in spec.layers if isinstance(layer, LayerSpec))
+    assert len(layers) == len(spec.layers)
+    return layers
+
+
 def to_graph(x: Array, layout: Layout) -> Array:
     """Rows ``(batch, in)`` in the shape of a graph's input."""
     return np.ascontiguousarray(x.T[np.newaxis, :, np.newaxis] if layout == "batch-last" else x[..., np.newaxis])

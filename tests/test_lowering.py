@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import LAYOUTS, Array, error_of, from_graph, networks, random_network, to_graph
+from networks import LAYOUTS, Array, bump_layers, error_of, from_graph, networks, random_network, to_graph
 
 from relukan_deploy.errors import InputError
 from relukan_deploy.lowering import Graph, Node, choose_form, lower, storage_dtype
@@ -111,7 +111,7 @@ def test_the_stored_shift_of_a_far_input_is_the_one_its_intervals_are_relative_t
 @pytest.mark.parametrize("widths", [[1, 1], [3, 2], [2, 4, 1]])
 def test_a_network_of_crossed_bumps_alone_gives_its_constant(layout: Layout, form: Form, widths: list[int]) -> None:
     spec = random_network(0, widths)
-    layers = [LayerSpec(layer.ends, layer.starts, layer.coefficients, layer.bias) for layer in spec.layers]
+    layers = [LayerSpec(layer.ends, layer.starts, layer.coefficients, layer.bias) for layer in bump_layers(spec)]
     graph = lower(KanSpec(tuple(layers)), layout=layout, form=form, precision="fp32")
     y = by_numpy(graph, np.zeros((5, widths[0])), layout)
     np.testing.assert_allclose(y, np.tile(layers[-1].bias, (5, 1)), rtol=1e-14)
@@ -179,7 +179,7 @@ def test_dead_bumps_take_no_room(form: Form) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_hidden_feature_that_nothing_reads_is_dropped(form: Form) -> None:
-    first, second = random_network(0, [3, 4, 2]).layers
+    first, second = bump_layers(random_network(0, [3, 4, 2]))
     unread = second.coefficients.copy()
     unread[:, 1] = 0
     graph = lower(
@@ -200,7 +200,7 @@ def test_a_hidden_feature_that_nothing_reads_is_dropped(form: Form) -> None:
 
 
 def test_a_chain_of_features_that_nothing_reads_is_dropped_to_its_start() -> None:
-    layers = list(random_network(0, [2, 5, 5, 1]).layers)
+    layers = list(bump_layers(random_network(0, [2, 5, 5, 1])))
     last = layers[2].coefficients.copy()
     last[:, 1:] = 0  # one feature of the last hidden layer is read …
     layers[2] = LayerSpec(layers[2].starts, layers[2].ends, last, layers[2].bias)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import bump_layers
 from numpy.typing import NDArray
 
 from relukan_deploy.errors import ParityError
@@ -41,14 +42,14 @@ def as_bits(values: NDArray[Any]) -> set[int]:
 def test_every_knot_of_every_input_is_compared(spec: KanSpec, side: float | None) -> None:
     rows = golden_inputs(spec)
     for index in range(spec.in_features):
-        for knots in (spec.layers[0].starts[index], spec.layers[0].ends[index]):
+        for knots in (bump_layers(spec)[0].starts[index], bump_layers(spec)[0].ends[index]):
             for knot in knots.astype(np.float32):
                 wanted = knot if side is None else np.nextafter(knot, np.float32(side))
                 assert wanted in rows[:, index], (index, knot)
 
 
 def test_neighbours_are_neighbours_in_float32(spec: KanSpec) -> None:
-    knots = as_bits(spec.layers[0].ends)
+    knots = as_bits(bump_layers(spec)[0].ends)
     found = as_bits(golden_inputs(spec))
     positive = {bits for bits in knots if bits > 0}
     assert {bits + 1 for bits in positive} | {bits - 1 for bits in positive} <= found
@@ -57,7 +58,7 @@ def test_neighbours_are_neighbours_in_float32(spec: KanSpec) -> None:
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_each_input_is_taken_just_outside_and_far_outside_its_domain(spec: KanSpec, sign: int) -> None:
     rows = golden_inputs(spec).astype(np.float64)
-    low, high = spec.layers[0].starts.min(axis=1), spec.layers[0].ends.max(axis=1)
+    low, high = bump_layers(spec)[0].starts.min(axis=1), bump_layers(spec)[0].ends.max(axis=1)
     beyond = rows - high if sign > 0 else low - rows
     assert ((beyond > 0) & (beyond < 0.1 * (high - low))).any(axis=0).all()
     assert (beyond > 1e29).any(axis=0).all()
@@ -197,7 +198,7 @@ def test_an_error_on_one_knot_is_found(spec: KanSpec, kind: str) -> None:
 
 
 def test_an_error_one_ulp_beside_a_knot_is_found(spec: KanSpec) -> None:
-    beside = np.nextafter(np.float32(spec.layers[0].ends[0, 0]), np.float32(np.inf))
+    beside = np.nextafter(np.float32(bump_layers(spec)[0].ends[0, 0]), np.float32(np.inf))
     assert not _planted(spec, lambda rows: rows[:, 0] == beside).passed
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import bump_layers
 from numpy.typing import NDArray
 
 from relukan_deploy.errors import InputError
@@ -33,7 +34,7 @@ def one_bump(start: float, end: float, coefficient: float = 3.0, bias: float = 0
 
 def by_loops(spec: KanSpec, row: list[float]) -> list[float]:
     """One row, by the paper's equation 9 as it is printed: (ReLU(e−x) · ReLU(x−s))² · 16/(e−s)⁴."""
-    for layer in spec.layers:
+    for layer in bump_layers(spec):
         out = [float(b) for b in layer.bias]
         for o in range(layer.out_features):
             for i, x in enumerate(row):

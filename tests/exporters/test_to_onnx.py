@@ -12,7 +12,7 @@ import onnx
 import onnx.reference
 import onnxruntime
 import pytest
-from networks import LAYOUTS, Array, error_of, from_graph, networks, random_network, run_onnx, to_graph
+from networks import LAYOUTS, Array, bump_layers, error_of, from_graph, networks, random_network, run_onnx, to_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -120,7 +120,7 @@ def test_an_infinite_fp16_input_is_zero_and_leaves_its_neighbours(layout: Layout
 @pytest.mark.parametrize(("layout", "form"), CHOICES)
 def test_inputs_on_every_start_and_end_are_answered(layout: Layout, form: Form) -> None:
     spec = random_network(0, [1, 2])
-    knots = np.concatenate([spec.layers[0].starts[0], spec.layers[0].ends[0]]).astype(np.float32)
+    knots = bump_layers(spec)[0].breaks[0].astype(np.float32)
     x = np.concatenate([knots, np.nextafter(knots, np.float32(9)), np.nextafter(knots, np.float32(-9))])
     rows = x[:, np.newaxis].astype(np.float64)
     y = run_onnx(to_onnx(spec, layout=layout, form=form), rows, layout)
@@ -199,7 +199,7 @@ def test_the_same_network_gives_the_same_bytes() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_dead_bumps_make_the_file_smaller(form: Form) -> None:
     whole = random_network(0, [8, 8, 2])
-    layer = whole.layers[0]
+    layer = bump_layers(whole)[0]
     crossed = layer.ends.copy()
     crossed[:, 2:] = -9
     fewer = KanSpec((LayerSpec(layer.starts, crossed, layer.coefficients, layer.bias), whole.layers[1]))
@@ -211,7 +211,7 @@ def test_dead_bumps_make_the_file_smaller(form: Form) -> None:
 
 
 def with_coefficient(value: float) -> KanSpec:
-    layer = random_network(0, [2, 1]).layers[0]
+    (layer,) = bump_layers(random_network(0, [2, 1]))
     coefficients = layer.coefficients.copy()
     coefficients[0, 1, 2] = value
     return KanSpec((LayerSpec(layer.starts, layer.ends, coefficients, layer.bias),))

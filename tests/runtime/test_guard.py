@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from networks import bump_layers
 from numpy.typing import NDArray
 
 from relukan_deploy.api import export
@@ -212,7 +213,7 @@ def test_rows_admitted_before_a_refit_are_clipped_to_the_domain_of_who_answers_t
 ) -> None:
     runner = load(bundle_path, out_of_domain="clip", nonfinite="raise")
     admitted = runner.admit(rows([5.5, 5.5, 5.5]))
-    layer = spec.layers[0]
+    layer = bump_layers(spec)[0]
     moved = dataclasses.replace(layer, starts=layer.starts + 5, ends=layer.ends + 5)
     retrained = dataclasses.replace(spec, layers=(moved, *spec.layers[1:]))
     runner.refit(retrained)

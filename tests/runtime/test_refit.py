@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from networks import bump_layers
 from numpy.typing import NDArray
 
 from relukan_deploy.api import export
@@ -90,7 +91,7 @@ def without_a_hidden_feature(spec: KanSpec) -> KanSpec:
 
 
 def with_shared_intervals(spec: KanSpec) -> KanSpec:
-    layer: LayerSpec = spec.layers[0]
+    layer = bump_layers(spec)[0]
     starts, ends = np.repeat(layer.starts[1:2], 3, axis=0), np.repeat(layer.ends[1:2], 3, axis=0)
     return with_layer(spec, 0, starts=starts, ends=ends)
 
@@ -139,14 +140,14 @@ def test_a_network_that_needs_more_has_no_place(
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_intervals_of_another_size_fit(spec: KanSpec, runner: Runner, x: NDArray[Any], factor: float) -> None:
-    layer = spec.layers[0]
+    layer = bump_layers(spec)[0]
     moved = with_layer(spec, 0, starts=layer.starts * factor, ends=layer.ends * factor)
     runner.refit(moved)
     np.testing.assert_allclose(runner(x * factor), moved.evaluate(x * factor), rtol=0, atol=1e-5)
 
 
 def test_the_domain_is_that_of_the_new_network(spec: KanSpec, runner: Runner) -> None:
-    layer = spec.layers[0]
+    layer = bump_layers(spec)[0]
     runner.refit(with_layer(spec, 0, starts=layer.starts + 10, ends=layer.ends + 10))
     runner(np.full((4, 3), 0.5, np.float32))
     assert runner.stats().outside == (4, 4, 4)
@@ -181,7 +182,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(as_before: Runner, tmp_path: Pa
 
 
 def test_weights_that_answer_wrongly_are_refused(as_before: Runner, retrained: KanSpec) -> None:
-    layer = retrained.layers[0]
+    layer = bump_layers(retrained)[0]
     narrow = with_layer(retrained, 0, ends=layer.starts + 1e-6, coefficients=layer.coefficients * 1e6)
     with pytest.raises(ParityError, match=r"model\.onnx with new weights differs from the float64 reference"):
         as_before.refit(narrow)
