@@ -284,8 +284,7 @@ def _nodes(degree: int) -> tuple[Float64Array, Float64Array]:
     angles = np.pi * (2 * np.arange(degree + 1) + 1) / (2 * (degree + 1))
     nodes = (1 - np.cos(angles) / math.cos(angles[0])) / 2
     nodes[0], nodes[-1] = 0.0, 1.0
-    inverse: Float64Array = np.linalg.inv(np.vander(nodes, increasing=True))
-    return nodes, inverse
+    return nodes, np.linalg.inv(np.vander(nodes, increasing=True)).astype(np.float64)
 
 
 def _horner(coefficients: NDArray[Any], u: NDArray[Any]) -> NDArray[Any]:
