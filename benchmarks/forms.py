@@ -24,7 +24,7 @@ from rich.table import Table
 from relukan_deploy.bench.subjects.bound import bound_calls
 from relukan_deploy.bench.timing import Turn, measure, ratio, timed
 from relukan_deploy.exporters.to_onnx import to_onnx
-from relukan_deploy.lowering import choose_form
+from relukan_deploy.lowering import candidate_forms
 from relukan_deploy.runtime._session import Level, make_session
 from relukan_deploy.runtime.ort_cpu import level_for
 from relukan_deploy.spec import Form, KanSpec, Layout, Precision
@@ -96,7 +96,7 @@ def time_batch(spec: KanSpec, batch: int, *, quick: bool) -> dict[str, Any]:
     x = np.random.default_rng(2).uniform(0, 1, (batch, spec.in_features)).astype(np.float32)
     turns = {name: graph_turn(spec, x, *variant) for name, variant in VARIANTS.items()}
     timings = measure(turns, rounds=9 if quick else 41)
-    form = choose_form(spec, layout="batch-last", precision="fp32", batch=batch)
+    form = candidate_forms(spec, layout="batch-last", precision="fp32", batch=batch)[0]
     chosen, *others = sorted(
         (name for name, variant in VARIANTS.items() if variant[0] == "batch-last"),
         key=lambda name: VARIANTS[name][1:] != (form, level_for(form)),

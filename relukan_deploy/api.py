@@ -31,22 +31,24 @@ from .exporters.rounding import emulate_in_float32
 from .exporters.to_onnx import count_operators, serialise
 from .exporters.to_tensorrt import Engine, EngineOptions, build_engine
 from .gpu import find_gpu
-from .lowering import ENGINE_FORM, Graph, choose_form, lower
+from .lowering import Graph, candidate_forms, engine_form, lower
 from .parity import STANDARD_BATCHES, TOLERANCES, ParityReport, compare, golden_inputs
 from .runtime._session import SessionBackend, make_session
 from .runtime.load import BACKENDS, open_backend
 from .spec import Form, KanSpec, Layout, Precision
 
 if TYPE_CHECKING:
+    from .checkpoint import Source
     from .model import ReLUKAN
     from .runtime.runner import Backend
     from .train import FitResult
 
-__all__ = ["Check", "export", "verify"]
+__all__ = ["Check", "default_place", "export", "verify"]
 
 _MOST_DATA_ROWS = 4096  # of a user's table that are compared besides the golden inputs
 _MOST_ONNX_ROWS = 4096  # in one batch, when a graph is compared at the limits of its engine
 
+Write = Callable[..., Graph]  # `lower`, with all but the form and the precision given
 Say = Callable[[str], None]
 """Called with what is being done now, in a few words."""
 
@@ -81,8 +83,10 @@ def export(
     engine: EngineOptions | None = None,
     tolerance: float | None = None,
     data: str | Path | None = None,
+    source: Source | None = None,
     grid: int | None = None,
     order: int | None = None,
+    mult_arity: int | None = None,
     say: Say = lambda doing: None,
 ) -> Bundle:
     """Writes a verified bundle, and opens it.
@@ -104,7 +108,7 @@ def export(
         tolerance: the largest error relative to max(1, max|y|); None for `TOLERANCES[precision]`.
         data: a table with the network's columns; its first 4096 rows are compared as well, and not
             stored.
-        grid, order: for a reference ReLU-KAN whose intervals were trained.
+        source, grid, order, mult_arity: as for `load_checkpoint`.
         say: told what is being done.
 
     Raises:
@@ -123,11 +127,10 @@ def export(
         )
     options = engine or EngineOptions()
     say("reading the network")
-    spec, source, out = _read_network(model, out, grid, order)
-    x = golden_inputs(spec)
+    spec, origin, out = _read_network(model, out, source=source, grid=grid, order=order, mult_arity=mult_arity)
+    x = golden_inputs(spec, precision=precision)
     table = _data_rows(spec, data)
 
-    form = choose_form(spec, layout=layout, precision=precision, batch=options.batch[1])
     manifest = Manifest(
         widths=spec.widths,
         task=spec.task,
@@ -136,25 +139,48 @@ def export(
         labels=spec.labels,
         domain=spec.intervals,
         artifacts=(),
-        source=source,
+        source=origin,
         version=_next_version(out),
         versions=_versions(),
     )
 
-    def attempt(form: Form) -> Bundle:
-        say("writing the graph")
-        made = [_make_graph(spec, layout, form, precision, tolerance)]
-        if trt:
-            say("building the engine")
-            made.append(_make_engine(spec, layout, precision, tolerance, options, flavour, say))
-        return _write(out, manifest, made, spec, x, table, tolerance, say)
+    write = functools.partial(lower, spec, layout=layout)
+    forms = candidate_forms(spec, layout=layout, precision=precision, batch=options.batch[1])
+    say("choosing the form of the graph")
+    form, graph = _choose(forms, write, spec, layout, precision, tolerance, np.concatenate([x, table]))
+    made = [graph]
+    if trt:
+        say("building the engine")
+        made.append(_make_engine(write, spec, layout, engine_form(form), precision, tolerance, options, flavour, say))
+    return _write(out, manifest, made, spec, x, table, tolerance, say)
 
-    try:
-        return attempt(form)
-    except ParityError:
-        if form == "direct":
-            raise
-        return attempt("direct")  # slower here, and it keeps more digits; see lowering.py
+
+def _choose(
+    forms: list[Form],
+    write: Write,
+    spec: KanSpec,
+    layout: Layout,
+    precision: Precision,
+    tolerance: float | None,
+    x: NDArray[np.float32],
+) -> tuple[Form, tuple[Artifact, bytes]]:
+    """The fastest form that is accurate enough, and its graph: within half the tolerance, or nearly as good as any."""
+    made = {form: functools.partial(_make_graph, write, layout, form, precision, tolerance) for form in forms}
+    if len(forms) == 1:
+        return forms[0], made[forms[0]]()
+    reference, errors = spec.evaluate(x), {}
+    for form in forms:
+        artifact, model = made[form]()
+        session = functools.partial(make_session, providers=["CPUExecutionProvider"], threads=1)
+        run = SessionBackend("onnxruntime-cpu", session, model, artifact, spec.out_features).run
+        report = compare(
+            run, x, reference, tolerance=artifact.tolerance, domain=spec.intervals, task=spec.task, batches=[len(x)]
+        )
+        if report.error <= artifact.tolerance / 2:
+            return form, (artifact, model)
+        errors[form] = report.error
+    form = next(form for form in forms if errors[form] <= 1.5 * min(errors.values()))
+    return form, made[form]()
 
 
 def _write(
@@ -191,8 +217,10 @@ def verify(
     tolerance: float | None = None,
     data: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    source: Source | None = None,
     grid: int | None = None,
     order: int | None = None,
+    mult_arity: int | None = None,
     say: Say = lambda doing: None,
 ) -> list[Check]:
     """Compares every artifact of a bundle with the float64 reference, on all this machine can run.
@@ -204,7 +232,7 @@ def verify(
             since only that can tell the reference's answers to new rows.
         checkpoint: the file the bundle was exported from. The reference is then evaluated anew,
             instead of read from the bundle.
-        grid, order: as for `export`.
+        source, grid, order, mult_arity: as for `load_checkpoint`.
         say: told what is being done.
 
     Returns:
@@ -221,8 +249,10 @@ def verify(
     bundle = open_bundle(path)
     x, y = bundle.golden()
     if checkpoint is not None:
-        spec, source, _ = _read_network(checkpoint, bundle.path, grid, order)
-        if source["sha256"] != bundle.manifest.source.get("sha256"):
+        spec, origin, _ = _read_network(
+            checkpoint, bundle.path, source=source, grid=grid, order=order, mult_arity=mult_arity
+        )
+        if origin["sha256"] != bundle.manifest.source.get("sha256"):
             raise InputError(
                 f"{checkpoint} is not the checkpoint that {bundle.path} was exported from: its SHA-256 differs"
             )
@@ -241,11 +271,11 @@ def _check_tolerance(tolerance: float | None) -> None:
 
 
 def _make_graph(
-    spec: KanSpec, layout: Layout, form: Form, precision: Precision, tolerance: float | None
+    write: Write, layout: Layout, form: Form, precision: Precision, tolerance: float | None
 ) -> tuple[Artifact, bytes]:
     """model.onnx."""
     stored: Precision = "fp32" if precision == "tf32" else precision
-    graph = lower(spec, layout=layout, form=form, precision=stored)
+    graph = write(form=form, precision=stored)
     model = serialise(graph)
     artifact = Artifact(
         file=ONNX,
@@ -255,14 +285,16 @@ def _make_graph(
         form=form,
         tolerance=tolerance or TOLERANCES[stored],
         constants=_constant_shapes(graph),
-        details={"operators": count_operators(model), "opset": 22 if precision == "bf16" else 13},
+        details={"operators": count_operators(model, graph.operators), "opset": 22 if precision == "bf16" else 13},
     )
     return artifact, model
 
 
 def _make_engine(
+    write: Write,
     spec: KanSpec,
     layout: Layout,
+    form: Form,
     precision: Precision,
     tolerance: float | None,
     options: EngineOptions,
@@ -270,7 +302,7 @@ def _make_engine(
     say: Say,
 ) -> tuple[Artifact, bytes]:
     """model.engine, from a graph in the form that suits TensorRT."""
-    graph = lower(spec, layout=layout, form=ENGINE_FORM, precision=precision)
+    graph = write(form=form, precision=precision)
     built = build_engine(
         serialise(graph),
         in_features=spec.in_features,
@@ -285,7 +317,7 @@ def _make_engine(
         kind=built.flavour,
         precision=precision,
         layout=layout,
-        form=ENGINE_FORM,
+        form=form,
         tolerance=tolerance or TOLERANCES[precision],
         batch=options.batch,
         constants=_constant_shapes(graph),
@@ -330,6 +362,7 @@ def _check(
                 running.run,
                 x,
                 y,
+                domain=bundle.manifest.domain,
                 tolerance=tolerance or artifact.tolerance,
                 task=bundle.manifest.task,
                 batches=(*STANDARD_BATCHES, len(x), *limits),
@@ -392,24 +425,43 @@ def _with_checks(artifact: Artifact, checks: list[Check]) -> Artifact:
     return dataclasses.replace(artifact, verified=True, parity={"backend": backend, **worst.as_dict()}, details=details)
 
 
+def default_place(model: Path) -> Path:
+    """Where the bundle of a checkpoint file goes: beside it, and named after it.
+
+    For what pykan's saveckpt wrote as `mark_state` and others that is `mark`, beside the folder where
+    the folder was given.
+
+    Raises:
+        InputError: that is the checkpoint itself, or its folder.
+    """
+    from .importers.pykan import read_saved
+
+    saved = read_saved(model)
+    file = saved[0] if saved else model
+    name = file.name.removesuffix("_state") or file.name
+    place = file.with_name(name) if name != file.name else file.with_suffix("")
+    if saved and model.is_dir() and file.parent == model:
+        place = model.resolve().parent / name
+    if place.resolve() in (file.resolve(), file.resolve().parent):
+        what = "is named as its bundle would be" if model.is_dir() else "has no suffix to take off"
+        raise InputError(f"{model} {what}, so the bundle needs a place of its own: give one with -o")
+    return place
+
+
 def _read_network(
-    model: str | Path | ReLUKAN | FitResult | KanSpec, out: str | Path | None, grid: int | None, order: int | None
+    model: str | Path | ReLUKAN | FitResult | KanSpec, out: str | Path | None, **reading: Any
 ) -> tuple[KanSpec, dict[str, str], Path]:
     """The network, where it came from, and where its bundle goes."""
     if isinstance(model, (str, Path)):
         from .checkpoint import load_checkpoint
 
         path = Path(model)
-        checkpoint = load_checkpoint(path, grid=grid, order=order)
-        source = {"file": path.name, "sha256": sha256(path.read_bytes()), "kind": checkpoint.kind}
-        if out is not None and Path(out).resolve() == path.resolve():
+        checkpoint = load_checkpoint(path, **reading)
+        file = checkpoint.file
+        source = {"file": file.name, "sha256": sha256(file.read_bytes()), "kind": checkpoint.kind}
+        if out is not None and Path(out).resolve() == file.resolve():
             raise InputError(f"{out} is the checkpoint itself: choose another place with -o")
-        out = Path(out) if out is not None else path.with_suffix("")
-        if out == path:
-            raise InputError(
-                f"{path} has no suffix to take off, so the bundle needs a place of its own: give one with -o"
-            )
-        return checkpoint.spec(), source, out
+        return checkpoint.spec(), source, Path(out) if out is not None else default_place(path)
     if not isinstance(model, KanSpec) and not hasattr(model, "spec"):
         raise InputError(f"model must be a checkpoint file or a network, got {type(model).__name__}")
     if out is None:

@@ -30,9 +30,13 @@ from .splines import SplineSpec
 __all__ = ["Form", "KanSpec", "LayerSpec", "Layout", "Precision", "SplineSpec", "Task"]
 
 Task = Literal["regression", "classification"]
-# What an artifact is written in; lowering.py explains them.
+# What an artifact is written in; the docstring of lowering explains them.
 Layout = Literal["batch-last", "batch-major"]
-Form = Literal["direct", "quadratic"]
+Form = Literal[
+    "direct", "quadratic",
+    "direct-6", "direct-4", "direct-3", "direct-2", "direct-1",
+    "grouped-6", "grouped-4", "grouped-3", "grouped-2", "grouped-1",
+]  # fmt: skip
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Float64Array = NDArray[np.float64]
 
@@ -105,6 +109,16 @@ class LayerSpec:
         return np.concatenate([self.starts, self.ends], axis=1)
 
     @property
+    def pieces(self) -> Float64Array:
+        """``(in, K, 2)``: from where to where each bump goes."""
+        return np.stack([self.starts, self.ends], axis=2)
+
+    @property
+    def growth(self) -> NDArray[np.int64]:
+        """``(in,)``: like which power of an input the layer grows beyond its domain. Bumps end: 0."""
+        return np.zeros(self.in_features, np.int64)
+
+    @property
     def basis(self) -> int:
         """How many basis functions are evaluated for one row, over all inputs."""
         return self.starts.size
@@ -131,7 +145,7 @@ class KanSpec:
     """A network and what its inputs and outputs mean.
 
     Args:
-        layers: at least one; each layer's inputs are the outputs of the one before.
+        layers: at least one, of one kind; each layer's inputs are the outputs of the one before.
         task: for "classification" the outputs are logits, one for each label.
         columns: names of the inputs in order, or None if they were never named.
         targets: names of the outputs (regression), or the one label column (classification).
@@ -141,7 +155,7 @@ class KanSpec:
         InputError: layers, columns or labels do not fit together.
     """
 
-    layers: tuple[LayerSpec | SplineSpec, ...]
+    layers: tuple[LayerSpec, ...] | tuple[SplineSpec, ...]
     task: Task = "regression"
     columns: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
@@ -150,6 +164,8 @@ class KanSpec:
     def __post_init__(self) -> None:
         if not self.layers:
             raise InputError("a network needs at least one layer, got none")
+        if len({type(layer) for layer in self.layers}) > 1:
+            raise InputError("the layers of a network must be of one kind, bumps or splines, got both")
         for index, (layer, following) in enumerate(itertools.pairwise(self.layers)):
             if layer.out_features != following.in_features:
                 raise InputError(

@@ -471,7 +471,7 @@ def test_a_network_too_narrow_for_the_quadratic_form_gets_the_direct_one(
         coefficients=rng.normal(size=(1, 4, bumps)),
         bias=np.zeros(1),
     )
-    monkeypatch.setattr("relukan_deploy.api.choose_form", lambda *arguments, **options: "quadratic")
+    monkeypatch.setattr("relukan_deploy.api.candidate_forms", lambda *_, **options: ["quadratic", "direct"])
     (artifact,) = export(KanSpec((layer,)), tmp_path / "bundle").manifest.artifacts
     assert artifact.form == "direct"
     assert artifact.verified

@@ -1,5 +1,7 @@
 """A lowered graph as an ONNX file of Relu, Mul, Add and Conv, typed in one precision.
 
+An exact SiLU takes Sigmoid as a fifth operator, which the graph has to announce.
+
 Opset 13 and IR version 8, which TensorRT 8.6 to 11 and old ONNX Runtimes load; bfloat16 needs
 opset 22 (the first whose Conv takes it) and IR version 10.
 """
@@ -7,21 +9,26 @@ opset 22 (the first whose Conv takes it) and IR version 10.
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import BuildError, InputError, MissingDependencyError
 from ..spec import Form, KanSpec, Layout, Precision
-from ..lowering import Float64Array, Graph, lower, storage_dtype
+from ..lowering import OPERATORS, Float64Array, Graph, Operator, candidate_forms, lower, storage_dtype
 
-__all__ = ["OPERATORS", "count_operators", "serialise", "to_onnx"]
-
-OPERATORS = ("Add", "Conv", "Mul", "Relu")
+__all__ = ["count_operators", "serialise", "to_onnx"]
 
 
 def to_onnx(
-    spec: KanSpec, *, layout: Layout = "batch-last", form: Form = "direct", precision: Precision = "fp32"
+    spec: KanSpec,
+    *,
+    layout: Layout = "batch-last",
+    form: Form | None = None,
+    precision: Precision = "fp32",
+    strict: bool = False,
+    bound: float = 1e-6,
 ) -> bytes:
     """The network as a serialised ONNX model.
 
@@ -29,16 +36,18 @@ def to_onnx(
         spec: the network.
         layout: "batch-last" has input "x" ``(1, in, 1, batch)`` and output "y"
             ``(1, out, 1, batch)``; "batch-major" has ``(batch, in, 1)`` and ``(batch, out, 1)``.
-        form: how a bump is written; see lowering.py.
+        form: see `lowering`; None for the one that keeps most digits.
         precision: of every tensor, input and output included. "tf32" is "fp32" here: it is a
             choice of the engine.
+        strict, bound: as for `lower`.
 
     Raises:
         InputError: a constant does not fit into the precision's range.
         BuildError: the serialised file holds another operator, or ONNX's checker refuses it.
         MissingDependencyError: onnx is not installed.
     """
-    return serialise(lower(spec, layout=layout, form=form, precision=precision))
+    form = form or candidate_forms(spec, layout=layout, precision=precision, batch=1)[-1]
+    return serialise(lower(spec, layout=layout, form=form, precision=precision, strict=strict, bound=bound))
 
 
 def serialise(graph: Graph) -> bytes:
@@ -68,7 +77,7 @@ def serialise(graph: Graph) -> bytes:
         producer_name="relukan-deploy",
     )
     data: bytes = model.SerializeToString()
-    count_operators(data)
+    count_operators(data, graph.operators)
     try:
         onnx.checker.check_model(data, full_check=True)
     except onnx.checker.ValidationError as error:
@@ -76,19 +85,19 @@ def serialise(graph: Graph) -> bytes:
     return data
 
 
-def count_operators(data: bytes) -> dict[str, int]:
+def count_operators(data: bytes, allowed: Sequence[Operator] = OPERATORS) -> dict[str, int]:
     """How often each operator occurs in a serialised model.
 
     Raises:
-        BuildError: an operator is not one of Relu, Mul, Add, Conv.
+        BuildError: an operator is not allowed.
     """
     model = _onnx().load_from_string(data)
     counts = collections.Counter(node.op_type for node in model.graph.node)
-    foreign = sorted(set(counts) - set(OPERATORS))
+    foreign = sorted(set(counts) - set(allowed))
     foreign += sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain})
     foreign += [function.name for function in model.functions]
     if foreign:
-        raise BuildError(f"the exported graph may hold only {', '.join(OPERATORS)}, it also holds {', '.join(foreign)}")
+        raise BuildError(f"the exported graph may hold only {', '.join(allowed)}, it also holds {', '.join(foreign)}")
     return dict(sorted(counts.items()))
 
 
