@@ -127,7 +127,13 @@ class Machine:
         backend = EngineBackend(flavour, built.plan, artifact, widths[0], widths[-1])
         x = golden_inputs(spec)
         report = compare(
-            backend.run, x, spec.evaluate(x), tolerance=artifact.tolerance, task=spec.task, batches=(1, len(x))
+            backend.run,
+            x,
+            spec.evaluate(x),
+            domain=spec.intervals,
+            tolerance=artifact.tolerance,
+            task=spec.task,
+            batches=(1, len(x)),
         )
         self._take(widths, [Check(artifact, flavour, report)])
         report.require(f"the engine in {form} form on {flavour}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,11 @@ __all__ = ["STANDARD_BATCHES", "TOLERANCES", "ParityReport", "compare", "golden_
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 5e-3, "bf16": 4e-2}
 """The largest error allowed, relative to max(1, max|y|), for each precision."""
 
+# Beyond the domain: the largest numbers, and the rounding of each, that a row may ask of a precision.
+_LARGEST: dict[Precision, float] = {"fp32": 1e36, "tf32": 1e36, "fp16": 1e4, "bf16": 1e36}
+_ROUNDING: dict[Precision, float] = {"fp32": 2**-24, "tf32": 2**-11, "fp16": 2**-11, "bf16": 2**-8}
+_MOVES, _ROUNDINGS = 4, 2  # how often a row is tried, and how many times the rounding that may come to
+
 _RANDOM_ROWS = 192
 # Of up to so many candidates, fewer where one layer's (rows, in, K) basis would be large, the hardest are kept.
 _HARDEST_ROWS, _MOST_CANDIDATES, _CANDIDATE_ELEMENTS, _CROSSINGS = 128, 4096, 1 << 22, 3
@@ -26,18 +31,23 @@ _OUTSIDE = (1.05, 1.5, 3.0, 10.0, 1e3, 1e6, 1e12, 1e30)
 
 Float64Array = NDArray[np.float64]
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Domain = Sequence[tuple[float, float] | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class ParityReport:
     """How far an artifact is from the float64 reference.
 
+    SiLU and polynomial branches grow beyond the domain. A row outside whose answers exceed all those
+    inside would hide the differences of the others, so its own are taken in proportion: as if they
+    belonged to an answer of the size of the largest inside.
+
     Attributes:
         rows: distinct inputs compared.
         batches: the batch sizes they were run in.
         error: max|y − reference| relative to max(1, max|reference|); what `tolerance` bounds.
         max_absolute: max|y − reference|.
-        max_relative: max|y − reference| relative to the range of the reference over the rows.
+        max_relative: max|y − reference| relative to the range of the reference.
         rmse: root of the mean squared difference.
         agreement: fraction of rows with the same class, for a classification.
         worst_input: the row with the largest difference, ``(in,)``.
@@ -75,15 +85,16 @@ class ParityReport:
         return dataclasses.asdict(self)
 
 
-def golden_inputs(spec: KanSpec, *, seed: int = 0) -> NDArray[np.float32]:
+def golden_inputs(spec: KanSpec, *, precision: Precision = "fp32", seed: int = 0) -> NDArray[np.float32]:
     """Rows that show where an implementation goes wrong, ``(rows, in)``.
 
     - Random rows in the domain.
-    - For each j, a row with the j-th knot (every s, every e) of all inputs, and one with its float32
-      neighbour on either side; and rows at the quarters of the j-th bump.
+    - For each j, a row with the j-th knot (of bumps every s, every e) of all inputs, and one with its
+      float32 neighbour on either side; and rows at the quarters of the j-th bump or piece.
     - The rows, of thousands tried, at which float32 is furthest from float64: where the function
       is steep, and where deeper layers are.
     - Rows with every input just outside the domain and far from it, on both sides; zeros and ones.
+      Those at which a growing branch leaves nothing that `precision` could answer are left out.
     """
     domain = spec.domain
     domain = np.where(np.isfinite(domain).all(axis=1, keepdims=True), domain, [[0.0, 1.0]])
@@ -93,10 +104,10 @@ def golden_inputs(spec: KanSpec, *, seed: int = 0) -> NDArray[np.float32]:
     inside = generator.uniform(low, high, (_RANDOM_ROWS, spec.in_features))
 
     first = spec.layers[0]
-    knots = np.concatenate([first.starts, first.ends], axis=1).T.astype(np.float32)  # (2K, in)
+    knots = first.breaks.T.astype(np.float32)  # (T, in)
     up, down = np.nextafter(knots, np.float32(np.inf)), np.nextafter(knots, np.float32(-np.inf))
-    width = first.ends - first.starts
-    quarters = np.concatenate([(first.starts + part * width).T for part in (0.25, 0.5, 0.75)])  # (3K, in)
+    starts, ends = np.moveaxis(first.pieces, 2, 0)  # (in, K) each
+    quarters = np.concatenate([(starts + part * (ends - starts)).T for part in (0.25, 0.5, 0.75)])  # (3K, in)
 
     steps = np.array(_OUTSIDE)[:, np.newaxis]
     mixed = middle + np.where(generator.random((len(_OUTSIDE), spec.in_features)) < 0.5, -1, 1) * steps * half
@@ -104,7 +115,8 @@ def golden_inputs(spec: KanSpec, *, seed: int = 0) -> NDArray[np.float32]:
     rows += [middle + steps * half, middle - steps * half, mixed]
     rows += [np.zeros((1, spec.in_features)), np.ones((1, spec.in_features))]
     largest = float(np.finfo(np.float32).max)
-    return np.concatenate([np.clip(block, -largest, largest).astype(np.float32) for block in rows])
+    found = np.concatenate([np.clip(block, -largest, largest).astype(np.float32) for block in rows])
+    return found[_answerable(spec, found, precision, generator)]
 
 
 def _hardest(
@@ -115,7 +127,7 @@ def _hardest(
     Half of the rows tried first are random in the domain, half take each input from a random bump.
     Then the hardest are crossed with the others, a few times.
     """
-    largest = max(layer.starts.size for layer in spec.layers)
+    largest = max(layer.basis for layer in spec.layers)
     count = max(2 * _HARDEST_ROWS, min(_MOST_CANDIDATES, _CANDIDATE_ELEMENTS // largest))
     anywhere = generator.uniform(low, high, (count // 2, spec.in_features))
     bump = generator.integers(0, len(quarters), (count // 2, spec.in_features))
@@ -140,11 +152,56 @@ def _furthest_in_float32(spec: KanSpec, rows: NDArray[np.float32]) -> NDArray[np
     return rows[order[-_HARDEST_ROWS:]]
 
 
+def _answerable(
+    spec: KanSpec, rows: NDArray[np.float32], precision: Precision, generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """``(rows,)``: whether a row is in the domain, or can be answered within the tolerance of the precision.
+
+    Beyond the domain numbers grow until they overflow, or until two that cancel leave nothing but their
+    rounding. How much that is shows where every input of every layer is moved by as much, up or down.
+    """
+    inside = _inside(rows, spec.intervals)
+    if not any(layer.growth.any() for layer in spec.layers):
+        return np.ones_like(inside)
+    exact = rows[~inside].astype(np.float64)
+    moved, fits = np.tile(exact, (_MOVES, 1)), np.ones(len(exact), np.bool_)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for layer in spec.layers:
+            fits &= (np.abs(exact) ** layer.growth <= _LARGEST[precision]).all(axis=1)
+            rounding = _ROUNDING[precision] * generator.choice((-1, 1), moved.shape)
+            exact, moved = layer.evaluate(exact), layer.evaluate(moved * (1 + rounding))
+        fits &= (np.abs(exact) <= _LARGEST[precision]).all(axis=1)
+        lost = _ROUNDINGS * np.abs(moved.reshape(_MOVES, *exact.shape) - exact).max(axis=(0, 2))
+    shared = np.abs(spec.evaluate(rows[inside])).max(initial=1.0)
+    answerable: NDArray[np.bool_] = inside.copy()
+    answerable[~inside] = fits & (lost <= TOLERANCES[precision] * np.abs(exact).max(axis=1, initial=shared))
+    return answerable
+
+
+def _inside(x: NDArray[Any], domain: Domain) -> NDArray[np.bool_]:
+    """``(rows,)``: which rows have every input in its interval. An input that has none does not matter."""
+    limits = np.array([interval or (-np.inf, np.inf) for interval in domain])
+    outside = (x < limits[:, 0]) | (x > limits[:, 1])  # (rows, in)
+    return np.logical_not(outside.any(axis=1))
+
+
+def _scales(reference: Float64Array, inside: NDArray[np.bool_]) -> Float64Array:
+    """``(rows,)``: what the differences of each row are relative to.
+
+    Rows in the domain share the largest answer of them all, or 1; another row has its own where that is larger.
+    """
+    own = np.abs(np.where(np.isfinite(reference), reference, 0)).max(axis=1)
+    shared = own[inside].max(initial=1.0)
+    scales: Float64Array = np.where(inside, shared, np.maximum(shared, own))
+    return scales
+
+
 def compare(
     run: Run,
     x: NDArray[np.float32],
     reference: NDArray[np.float64],
     *,
+    domain: Domain,
     tolerance: float,
     task: Task,
     batches: Iterable[int],
@@ -155,6 +212,7 @@ def compare(
         run: what is under test: x ``(batch, in)`` to y ``(batch, out)``.
         x: ``(rows, in)``.
         reference: ``(rows, out)``, from `KanSpec.evaluate`.
+        domain: `KanSpec.intervals`. What is inside sets the scale of the error; see `ParityReport`.
         tolerance: bound on the error.
         task: "classification" adds the class agreement.
         batches: the batch sizes to run; `STANDARD_BATCHES` and the engine's limits, say.
@@ -169,14 +227,17 @@ def compare(
         difference = np.maximum(difference, np.where(np.isfinite(wrong), wrong, np.inf))
         if task == "classification":
             agree = agree & (answers.argmax(axis=1) == reference.argmax(axis=1))
+    scales = _scales(reference, _inside(x, domain))
+    shared = float(scales.min())
+    difference *= (shared / scales)[:, np.newaxis]
     worst = int(difference.max(axis=1).argmax())
     largest = float(difference.max())
     return ParityReport(
         rows=len(x),
         batches=sizes,
-        error=largest / max(1.0, float(np.abs(reference).max())),
+        error=largest / shared,
         max_absolute=largest,
-        max_relative=largest / (float(np.ptp(reference)) or 1.0),
+        max_relative=largest / (float(np.ptp(np.clip(reference, -shared, shared))) or 1.0),
         rmse=float(np.sqrt(np.mean(difference**2))),
         agreement=float(np.mean(agree)) if task == "classification" else None,
         worst_input=tuple(float(value) for value in x[worst]),

@@ -174,9 +174,10 @@ class SplineSpec:
     def domain(self) -> Float64Array:
         """``(in, 2)``: the interval outside which an input has only its SiLU and polynomial branches left.
 
-        Empty, (inf, -inf), for an input that has no spline and no function.
+        An input with such branches alone has the interval of its knots, where it was trained. Empty,
+        (inf, -inf), for an input that nothing depends on.
         """
-        live = self.coefficients.any(axis=(0, 2))
+        live = self.coefficients.any(axis=(0, 2)) | (self.growth > 0)
         low, high = np.where(live, self.knots[:, 0], np.inf), np.where(live, self.knots[:, -1], -np.inf)
         for function in self.functions:
             low[function.input] = min(low[function.input], function.low)
@@ -187,6 +188,18 @@ class SplineSpec:
     def breaks(self) -> Float64Array:
         """``(in, T)``: where one piece of an input ends and the next begins."""
         return self.knots
+
+    @property
+    def pieces(self) -> Float64Array:
+        """``(in, T − 1, 2)``: from where to where each piece goes."""
+        return np.stack([self.knots[:, :-1], self.knots[:, 1:]], axis=2)
+
+    @property
+    def growth(self) -> NDArray[np.int64]:
+        """``(in,)``: like which power of an input the sums grow beyond its domain: 1 for SiLU, 0 if they do not."""
+        powers = np.arange(1, self.polynomial.shape[2] + 1)
+        highest = (self.polynomial.any(axis=0) * powers).max(axis=1, initial=0)
+        return np.maximum(highest, self.silu.any(axis=0))
 
     @property
     def basis(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from relukan_deploy.spec import KanSpec, LayerSpec, Layout
+from relukan_deploy.spec import KanSpec, LayerSpec, Layout, SplineSpec
 
 Array = NDArray[np.float64]
 LAYOUTS: tuple[Layout, ...] = ("batch-last", "batch-major")
@@ -79,6 +79,32 @@ def networks(draw: st.DrawFn, *, exponents: float = 0.0, distances: float = 0.0)
     rows = draw(st.sampled_from([1, 2, 33]))
     x = (low + span * rng.uniform(-0.8, 1.8, (rows, widths[0]))).astype(np.float32)
     return spec, x.astype(np.float64)
+
+
+def spline_network(
+    seed: int, widths: list[int], *, grid: int = 5, degree: int = 3, silu: float = 1.0, powers: int = 0
+) -> KanSpec:
+    """B-splines on uneven knots around [-1, 1], as updated grids leave them, and base branches.
+
+    Args:
+        silu: how large the weights of SiLU are, beside coefficients of 1. 0 is without.
+        powers: of the polynomials; 0 is without.
+    """
+    rng = np.random.default_rng(seed)
+    layers = []
+    for inputs, outputs in itertools.pairwise(widths):
+        knots = np.arange(-degree, grid + degree + 1) * 2 / grid - 1
+        layers.append(
+            SplineSpec(
+                degree,
+                knots + rng.uniform(-0.5, 0.5, (inputs, knots.size)) / grid,
+                rng.normal(0, inputs**-0.5, (outputs, inputs, grid + degree)),
+                rng.uniform(-0.1, 0.1, outputs),
+                rng.normal(0, silu * inputs**-0.5, (outputs, inputs)),
+                rng.normal(0, 0.3 * inputs**-0.5, (outputs, inputs, powers)),
+            )
+        )
+    return KanSpec(tuple(layers))
 
 
 def bump_layers(spec: KanSpec) -> tuple[LayerSpec, ...]:

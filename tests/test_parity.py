@@ -23,6 +23,7 @@ Rows = NDArray[np.float32]
 
 def report(run: Callable[[Rows], Rows], x: Rows, reference: NDArray[np.float64], **options: Any) -> ParityReport:
     settings: dict[str, Any] = {"tolerance": 1e-3, "task": "regression", "batches": STANDARD_BATCHES, **options}
+    settings.setdefault("domain", [None] * x.shape[1])
     return compare(run, x, reference, **settings)
 
 

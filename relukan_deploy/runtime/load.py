@@ -104,7 +104,16 @@ def check_golden(bundle: Bundle, artifact: Artifact, backend: Backend) -> Parity
         ParityError: they are out of tolerance.
     """
     x, y = bundle.golden()
-    report = compare(backend.run, x, y, tolerance=artifact.tolerance, task=bundle.manifest.task, batches=[32, len(x)])
+    manifest = bundle.manifest
+    report = compare(
+        backend.run,
+        x,
+        y,
+        domain=manifest.domain,
+        tolerance=artifact.tolerance,
+        task=manifest.task,
+        batches=[32, len(x)],
+    )
     report.require(f"{bundle.path / artifact.file} on {backend.name}")
     return report
 

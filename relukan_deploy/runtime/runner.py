@@ -160,12 +160,20 @@ class Runner:
         constants = constants_like(
             spec, artifact.constants, layout=artifact.layout, form=artifact.form, precision=artifact.precision
         )
-        x = golden_inputs(spec)
+        x = golden_inputs(spec, precision=artifact.precision)
         y = spec.evaluate(x)
         with self._changing:
             backend, _ = self._running or self._closed()
             refitted = backend.with_constants(constants)
-            report = compare(refitted.run, x, y, tolerance=artifact.tolerance, task=spec.task, batches=[32, len(x)])
+            report = compare(
+                refitted.run,
+                x,
+                y,
+                domain=spec.intervals,
+                tolerance=artifact.tolerance,
+                task=spec.task,
+                batches=[32, len(x)],
+            )
             report.require(f"{artifact.file} with new weights")
             self._running = refitted, limits_of(spec.intervals)
 

@@ -73,7 +73,7 @@ def test_it_takes_a_checkpoint_file(tmp_path: Path, x: NDArray[Any]) -> None:
 
 
 def with_layer(spec: KanSpec, index: int, **changes: Any) -> KanSpec:
-    layers = list(spec.layers)
+    layers = list(bump_layers(spec))
     layers[index] = dataclasses.replace(layers[index], **changes)
     return dataclasses.replace(spec, layers=tuple(layers))
 
@@ -234,7 +234,7 @@ def test_every_call_gets_one_network_or_the_other(
 def test_a_runner_that_is_closed_during_a_refit_stays_closed(
     runner: Runner, retrained: KanSpec, x: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def golden_inputs_and_close(spec: KanSpec) -> NDArray[Any]:
+    def golden_inputs_and_close(spec: KanSpec, **options: Any) -> NDArray[Any]:
         runner.close()
         return x
 
