@@ -140,7 +140,7 @@ def profile(machine: Machine, widths: Widths) -> None:
 
 
 def forms(machine: Machine, widths: Widths) -> None:
-    """Engines of both forms and layouts side by side: what ENGINE_FORM in lowering.py is to be."""
+    """Engines of both forms and layouts side by side: what ENGINE_FORM in lowering is to be."""
     subjects: list[Subject] = []
     for flavour in machine.flavours:
         for layout in get_args(Layout):

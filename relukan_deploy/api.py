@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ._files import sha256
 from ._tensorrt import Flavour
+from .approximation import approximations
 from .bundle import (
     ENGINE,
     GOLDEN,
@@ -36,6 +37,7 @@ from .parity import STANDARD_BATCHES, TOLERANCES, ParityReport, compare, golden_
 from .runtime._session import SessionBackend, make_session
 from .runtime.load import BACKENDS, open_backend
 from .spec import Form, KanSpec, Layout, Precision
+from .splines import SplineSpec
 
 if TYPE_CHECKING:
     from .checkpoint import Source
@@ -83,6 +85,9 @@ def export(
     engine: EngineOptions | None = None,
     tolerance: float | None = None,
     data: str | Path | None = None,
+    strict_ops: bool = False,
+    approximate: bool = False,
+    bound: float = 1e-6,
     source: Source | None = None,
     grid: int | None = None,
     order: int | None = None,
@@ -104,15 +109,21 @@ def export(
         layout: "batch-last" is the fast one; "batch-major" has the batch on axis 0, as dynamic
             batchers need it.
         engine: how the engine is built. Its most frequent batch also decides the form of
-            model.onnx; see lowering.py.
+            model.onnx; see `lowering`.
         tolerance: the largest error relative to max(1, max|y|); None for `TOLERANCES[precision]`.
         data: a table with the network's columns; its first 4096 rows are compared as well, and not
             stored.
+        strict_ops: write SiLU branches as piecewise polynomials. Without it, a graph of a network
+            that has some holds Sigmoid as a fifth operator.
+        approximate: write edges that compute sin, exp and the like as piecewise polynomials. Without
+            it a network that has some is refused.
+        bound: the largest error of each such SiLU, for all real numbers, and of each such edge,
+            absolute. The answers still have to be within the tolerance.
         source, grid, order, mult_arity: as for `load_checkpoint`.
         say: told what is being done.
 
     Raises:
-        InputError: the checkpoint, the data or an option cannot be used.
+        InputError: the checkpoint, the data or an option cannot be used, or the bound cannot be reached.
         ParityError: an artifact is out of tolerance.
         MissingDependencyError, MissingDeviceError: what was asked for cannot be built here.
         BuildError: TensorRT failed.
@@ -121,6 +132,8 @@ def export(
         if value not in choices:
             raise InputError(f"{name} must be {', '.join(choices)}, got {value!r}")
     _check_tolerance(tolerance)
+    if not 0 < bound < np.inf:
+        raise InputError(f"bound must be greater than 0, got {bound}")
     if not trt and (precision == "tf32" or flavour):
         raise InputError(
             f"{'tf32' if precision == 'tf32' else flavour} is a matter of the engine: add trt=True (--trt)"
@@ -128,6 +141,8 @@ def export(
     options = engine or EngineOptions()
     say("reading the network")
     spec, origin, out = _read_network(model, out, source=source, grid=grid, order=order, mult_arity=mult_arity)
+    if not approximate:
+        _refuse_functions(spec)
     x = golden_inputs(spec, precision=precision)
     table = _data_rows(spec, data)
 
@@ -142,9 +157,10 @@ def export(
         source=origin,
         version=_next_version(out),
         versions=_versions(),
+        approximations=approximations(spec, strict=strict_ops, bound=bound),
     )
 
-    write = functools.partial(lower, spec, layout=layout)
+    write = functools.partial(lower, spec, layout=layout, strict=strict_ops, bound=bound)
     forms = candidate_forms(spec, layout=layout, precision=precision, batch=options.batch[1])
     say("choosing the form of the graph")
     form, graph = _choose(forms, write, spec, layout, precision, tolerance, np.concatenate([x, table]))
@@ -476,6 +492,16 @@ def _next_version(out: Path) -> int:
         return open_bundle(out).manifest.version + 1
     except BundleError:  # none yet, or a damaged one
         return 1
+
+
+def _refuse_functions(spec: KanSpec) -> None:
+    """Raises InputError, naming the first, if an edge computes what is no piecewise polynomial."""
+    for index, layer in enumerate(spec.layers):
+        for edge in layer.functions if isinstance(layer, SplineSpec) else ():
+            raise InputError(
+                f"edge {edge.input} → {edge.output} of layer {index} computes {edge.name}, which is no piecewise "
+                "polynomial: add approximate=True (--approximate) to write it as one within bound (--bound)"
+            )
 
 
 def _data_rows(spec: KanSpec, data: str | Path | None) -> NDArray[np.float32]:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._files import replacing_folder, sha256
+from .approximation import SILU, Approximation
 from .errors import BundleError
 from .spec import Form, Layout, Precision, Task
 
@@ -62,7 +63,7 @@ class Artifact:
     Attributes:
         file: its name in the bundle.
         kind: what runs it.
-        precision, layout, form: how it was written; see lowering.py.
+        precision, layout, form: how it was written; see `lowering`.
         batch: an engine's smallest, most frequent and largest batch; None for any batch.
         constants: names and shapes of the graph's constants, which `Runner.refit` replaces.
         tolerance: the largest error allowed, relative to max(1, max|y|).
@@ -110,6 +111,7 @@ class Manifest:
         versions: of the tools that wrote the bundle.
         created: UTC, ISO 8601.
         files: SHA-256 and size in bytes of every file but the manifest.
+        approximations: what the artifacts compute only within a bound, if anything.
     """
 
     widths: tuple[int, ...]
@@ -124,6 +126,7 @@ class Manifest:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     created: str = ""
     files: Mapping[str, File] = dataclasses.field(default_factory=dict)
+    approximations: tuple[Approximation, ...] = ()
 
     @property
     def in_features(self) -> int:
@@ -132,6 +135,14 @@ class Manifest:
     @property
     def out_features(self) -> int:
         return self.widths[-1]
+
+    @property
+    def approximating(self) -> dict[str, Any]:
+        """`strict` and `bound`, as the artifacts were lowered with; neither matters without approximations."""
+        if not self.approximations:
+            return {}
+        strict = any(each.function == SILU for each in self.approximations)
+        return {"strict": strict, "bound": self.approximations[0].bound}
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -349,6 +360,9 @@ def _check(manifest: Manifest) -> None:
     for interval in manifest.domain:
         if interval is not None and not interval[0] < interval[1]:
             raise ValueError(f"the domain holds {interval}, expected low < high")
+    for approximation in manifest.approximations:
+        if not approximation.bound > 0:
+            raise ValueError(f"{approximation.function} has the bound {approximation.bound}, expected more than 0")
     if not any(artifact.kind == "onnx" for artifact in manifest.artifacts):
         raise ValueError("artifacts has no onnx entry, expected the graph that every export writes")
     for artifact in manifest.artifacts:
