@@ -26,9 +26,11 @@ from .errors import InputError
 from .spec import KanSpec
 from .splines import MOST_DEGREE, Function, SplineSpec
 
-__all__ = ["Approximation", "Pieces", "approximate", "approximations", "silu_pieces"]
+__all__ = ["SILU", "Approximation", "Pieces", "approximate", "approximations", "silu_pieces"]
 
 Float64Array = NDArray[np.float64]
+
+SILU = "SiLU"  # as it is called among the functions of a manifest
 
 _MOST_PIECES = 256
 _MOST_SAMPLES = 1 << 20  # of one function
@@ -129,33 +131,36 @@ def silu_pieces(bound: float) -> Pieces:
     def remainder(t: Float64Array) -> Float64Array:
         return np.where(t < end, -t / (1 + np.exp(t)), 0.0)
 
-    return _fit(_Curve("SiLU", remainder, (0.0, end), _SAMPLES), bound)
+    return _fit(_Curve(SILU, remainder, (0.0, end), _SAMPLES), bound)
 
 
 def approximations(spec: KanSpec, *, strict: bool, bound: float) -> tuple[Approximation, ...]:
-    """What is approximated in this network: its functions, and its SiLU branches if strict."""
+    """What is approximated in this network: its functions, and its SiLU branches if strict.
+
+    Raises:
+        InputError: a bound cannot be reached; the message names the edge.
+    """
     layers = [layer for layer in spec.layers if isinstance(layer, SplineSpec)]
     found = []
     branches = sum(int(np.count_nonzero(layer.silu)) for layer in layers)
     if strict and branches:
         pieces = silu_pieces(bound)
-        found.append(Approximation("SiLU", branches, bound, pieces.error, len(pieces), pieces.degree, None))
-    edges = [function for layer in layers for function in layer.functions]
-    for name in sorted({function.name for function in edges}):
-        same = [function for function in edges if function.name == name]
-        each = [approximate(function, function.low, function.high, bound) for function in same]
-        found.append(
-            Approximation(
-                function=name,
-                edges=len(same),
-                bound=bound,
-                error=max(pieces.error for pieces in each),
-                pieces=max(map(len, each)),
-                degree=max(pieces.degree for pieces in each),
-                interval=(min(function.low for function in same), max(function.high for function in same)),
-            )
-        )
+        found.append(Approximation(SILU, branches, bound, pieces.error, len(pieces), pieces.degree, None))
+    edges = [(index, function) for index, layer in enumerate(layers) for function in layer.functions]
+    for name in sorted({function.name for _, function in edges}):
+        same = [(index, function) for index, function in edges if function.name == name]
+        each = [_approximate_edge(index, function, bound) for index, function in same]
+        low, high = min(function.low for _, function in same), max(function.high for _, function in same)
+        error, degree = max(pieces.error for pieces in each), max(pieces.degree for pieces in each)
+        found.append(Approximation(name, len(same), bound, error, max(map(len, each)), degree, (low, high)))
     return tuple(found)
+
+
+def _approximate_edge(layer: int, function: Function, bound: float) -> Pieces:
+    try:
+        return approximate(function, function.low, function.high, bound)
+    except InputError as error:
+        raise InputError(f"edge {function.input} → {function.output} of layer {layer}: {error}") from error
 
 
 def _singularity(function: Function, low: float, high: float) -> float | None:

@@ -44,7 +44,8 @@ def points(low: float, high: float) -> Array:
 
 
 def silu(x: Array) -> Array:
-    return x / 2 * (1 + np.tanh(x / 2))
+    values: Array = x / 2 * (1 + np.tanh(x / 2))
+    return values
 
 
 def silu_from(pieces: Pieces, x: NDArray[Any]) -> NDArray[Any]:

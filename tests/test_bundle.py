@@ -22,11 +22,13 @@ from networks import bump_layers
 
 import relukan_deploy.bundle
 from relukan_deploy.api import export
+from relukan_deploy.approximation import Approximation
 from relukan_deploy.bundle import Bundle, open_bundle, replacing_bundle, write_manifest
 from relukan_deploy.errors import BundleError
 from relukan_deploy.spec import KanSpec
 
 Sign = Callable[[Path, dict[str, Any]], None]
+APPROXIMATION = Approximation("sin", edges=2, bound=1e-6, error=5e-7, pieces=3, degree=7, interval=None)
 
 
 def read_json(folder: Path) -> dict[str, Any]:
@@ -313,6 +315,15 @@ BAD_ARTIFACT_FIELDS: dict[str, tuple[Any, ...]] = {
     "details": (None, [], "x"),
     "constants": ([], {"w": 3}, {"w": [2.0]}, {"w": [4, 0]}, {"w": [-1]}),
 }
+BAD_APPROXIMATION_FIELDS: dict[str, tuple[Any, ...]] = {
+    "function": NOT_TEXT,
+    "edges": ("5", None, 5.5),
+    "bound": ("1e-6", None, 0.0, -1e-6),
+    "error": ("1e-6", None, []),
+    "pieces": ("5", None, 5.5),
+    "degree": ("5", None, 5.5),
+    "interval": ("abc", 5, [], [1.0], ["0", "1"]),
+}
 BAD_ENTRY_FIELDS: dict[str, tuple[Any, ...]] = {
     "sha256": (*NOT_TEXT, "", "0" * 64),
     "bytes": ("5", None, 5.5, -1, -3, [], 0),
@@ -337,6 +348,28 @@ def test_a_wrong_field_of_an_artifact_is_refused(copied: Path, sign: Sign, name:
     sign(copied, content)
     with pytest.raises(BundleError, match=r"manifest\.json"):
         open_bundle(copied)
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD_APPROXIMATION_FIELDS))
+def test_a_wrong_field_of_an_approximation_is_refused(copied: Path, sign: Sign, name: str, value: Any) -> None:
+    fields = {**dataclasses.asdict(APPROXIMATION), name: value}
+    sign(copied, {**read_json(copied), "approximations": [fields]})
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        open_bundle(copied)
+
+
+@pytest.mark.parametrize("interval", [None, (-1.5, 2.0)])
+def test_approximations_are_read_back(copied: Path, sign: Sign, interval: tuple[float, float] | None) -> None:
+    written = dataclasses.replace(APPROXIMATION, interval=interval)
+    sign(copied, {**read_json(copied), "approximations": [dataclasses.asdict(written)]})
+    assert open_bundle(copied).manifest.approximations == (written,)
+
+
+def test_a_bundle_from_before_there_were_approximations_has_none(copied: Path, sign: Sign) -> None:
+    content = read_json(copied)
+    del content["approximations"]
+    sign(copied, content)
+    assert open_bundle(copied).manifest.approximations == ()
 
 
 @pytest.mark.parametrize(("name", "value"), cases(BAD_ENTRY_FIELDS))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..bundle import Artifact, Manifest
 
-__all__ = ["Row", "describe_network", "print_artifacts", "print_estimates"]
+__all__ = ["Row", "describe_network", "print_approximations", "print_artifacts", "print_estimates"]
 
 _NAMES = {"onnx": "ONNX", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
@@ -74,6 +74,22 @@ def print_estimates(console: Console, manifest: Manifest) -> None:
             rounded = f"with every operator rounded to {artifact.precision}, as in an engine"
             colour = "yellow" if estimate > artifact.tolerance else "dim"
             console.print(Text(f"{artifact.file}: {rounded}: {estimate:.1e}", colour))
+
+
+def print_approximations(console: Console, manifest: Manifest) -> None:
+    """Prints what the artifacts compute only within a bound, a line each, and whether Sigmoid could be avoided."""
+    for each in manifest.approximations:
+        edges, pieces = (
+            f"{count} {word}{'s'[: count != 1]}" for count, word in ((each.edges, "edge"), (each.pieces, "piece"))
+        )
+        where = f"from {each.interval[0]:g} to {each.interval[1]:g}" if each.interval else "everywhere"
+        what = f"{each.function} on {edges}: {pieces} of degree {each.degree}"
+        console.print(Text(f"{what}, within {each.bound:g} {where} (measured {each.error:.1e})", "dim"))
+    for artifact in manifest.artifacts:
+        if "Sigmoid" in artifact.details.get("operators", ()):
+            console.print(
+                Text(f"{artifact.file}: Sigmoid, a fifth operator, is for SiLU; --strict-ops avoids it", "dim")
+            )
 
 
 def _verdict(backend: str | None, figures: Any, reason: str | None) -> Text:
