@@ -158,7 +158,12 @@ class Runner:
                 f"the manifest of {self._bundle.path} does not name its constants: export the network anew"
             )
         constants = constants_like(
-            spec, artifact.constants, layout=artifact.layout, form=artifact.form, precision=artifact.precision
+            spec,
+            artifact.constants,
+            layout=artifact.layout,
+            form=artifact.form,
+            precision=artifact.precision,
+            **self._bundle.manifest.approximating,
         )
         x = golden_inputs(spec, precision=artifact.precision)
         y = spec.evaluate(x)
