@@ -20,7 +20,7 @@ TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 5e-3, 
 # Beyond the domain: the largest numbers, and the rounding of each, that a row may ask of a precision.
 _LARGEST: dict[Precision, float] = {"fp32": 1e36, "tf32": 1e36, "fp16": 1e4, "bf16": 1e36}
 _ROUNDING: dict[Precision, float] = {"fp32": 2**-24, "tf32": 2**-11, "fp16": 2**-11, "bf16": 2**-8}
-_MOVES, _ROUNDINGS = 4, 2  # how often a row is tried, and how many times the rounding that may come to
+_MOVES, _ROUNDINGS = 8, 2  # how often a row is tried, and how many times the rounding that may come to
 
 _RANDOM_ROWS = 192
 # Of up to so many candidates, fewer where one layer's (rows, in, K) basis would be large, the hardest are kept.

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import bump_layers
+from networks import bump_layers, spline_network
 from numpy.typing import NDArray
 
 from relukan_deploy.errors import ParityError
 from relukan_deploy.parity import STANDARD_BATCHES, TOLERANCES, ParityReport, compare, golden_inputs
-from relukan_deploy.spec import KanSpec, LayerSpec
+from relukan_deploy.spec import KanSpec, LayerSpec, Precision, SplineSpec
 
 MakeSpec = Callable[..., KanSpec]
 Rows = NDArray[np.float32]
@@ -319,3 +319,169 @@ def test_golden_inputs_meet_a_narrow_bump_beside_wide_ones() -> None:
     spec = KanSpec((LayerSpec(starts, ends, np.array([[[1.0, 1.0]]]), np.array([0.0])),))
     x = golden_inputs(spec)[:, 0]
     assert np.count_nonzero(np.abs(x - 0.5) < 0.9e-5) > 10
+
+
+# --- networks of splines, whose other branches go on beyond the domain
+
+
+def branches(silu: list[float], polynomial: list[list[float]], low: float = -1.0, high: float = 1.0) -> KanSpec:
+    """One layer of one sum, no spline left, whose inputs were trained from low to high."""
+    inputs = len(silu)
+    return KanSpec(
+        (
+            SplineSpec(
+                1,
+                np.tile(np.linspace(low, high, 5), (inputs, 1)),
+                np.zeros((1, inputs, 3)),
+                np.zeros(1),
+                np.array([silu]),
+                np.array([polynomial]).reshape(1, inputs, -1),
+            ),
+        )
+    )
+
+
+def outside(spec: KanSpec, rows: Rows) -> NDArray[np.bool_]:
+    low, high = spec.domain.T
+    beyond = (rows < low) | (rows > high)  # (rows, in)
+    return np.any(beyond, axis=1)
+
+
+@pytest.mark.parametrize("side", [-np.inf, None, np.inf], ids=["below", "on", "above"])
+def test_every_knot_of_a_spline_is_compared(side: float | None) -> None:
+    spec = spline_network(0, [3, 4, 2])
+    rows = golden_inputs(spec)
+    for index, knots in enumerate(spec.layers[0].breaks.astype(np.float32)):
+        for knot in knots:
+            wanted = knot if side is None else np.nextafter(knot, np.float32(side))
+            assert wanted in rows[:, index], (index, knot)
+
+
+def test_every_piece_of_a_spline_has_rows_inside() -> None:
+    spec = spline_network(0, [3, 4, 2], grid=40)
+    rows = golden_inputs(spec)
+    for index, knots in enumerate(spec.layers[0].breaks):
+        assert (np.histogram(rows[:, index], knots)[0] >= 3).all()
+
+
+def test_an_input_that_has_lost_its_spline_is_compared_where_it_was_trained() -> None:
+    rows = golden_inputs(branches([0.5, 0.5], [], low=100, high=104))
+    assert ((rows > 100) & (rows < 104)).all(axis=1).sum() >= 100
+
+
+@pytest.mark.parametrize(("precision", "farthest"), [("fp32", 1e30), ("bf16", 1e30), ("fp16", 1e3)])
+def test_silu_is_compared_as_far_outside_as_the_precision_reaches(precision: Precision, farthest: float) -> None:
+    rows = golden_inputs(branches([0.5], []), precision=precision)
+    assert rows.max() == pytest.approx(farthest)
+    assert rows.min() == pytest.approx(-farthest)
+
+
+def test_a_spline_without_other_branches_is_compared_far_outside_in_every_precision() -> None:
+    assert golden_inputs(spline_network(0, [2, 3, 1], silu=0), precision="fp16").max() > 1e30
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_answers_outside_are_within_what_the_precision_holds(precision: Precision) -> None:
+    spec = spline_network(0, [2, 5, 1], powers=5)
+    rows = golden_inputs(spec, precision=precision)
+    answers = spec.evaluate(rows[outside(spec, rows)])
+    assert np.abs(answers).max(initial=0) <= (1e4 if precision == "fp16" else 1e36)
+
+
+def test_a_power_that_overflows_is_left_out_though_its_weight_is_small() -> None:
+    rows = golden_inputs(branches([0.0], [[0.0, 0.0, 0.0, 0.0, 1e-30]])).astype(np.float64)
+    assert 1e5 < rows.max() < 1e7  # 1e30 and 1e12 would be 1e150 and 1e60 on the way to their answers
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_rows_outside_whose_branches_cancel_are_left_out(precision: Precision) -> None:
+    spec = branches([0.5, -0.5], [])
+    rows = golden_inputs(spec, precision=precision)
+    far = np.abs(rows).max(axis=1) > 100
+    assert not (far & (rows > 0).all(axis=1)).any()  # 0.5·1e30 − 0.5·1e30, of which rounding leaves anything
+    assert (far & ((rows > 0).sum(axis=1) == 1)).any()
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_rows_in_the_domain_are_compared_whatever_they_answer(precision: Precision) -> None:
+    spec = branches([1e30, -1e30], [])
+    rows = golden_inputs(spec, precision=precision)
+    assert np.count_nonzero(np.logical_not(outside(spec, rows))) > 300
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_bumps_are_compared_on_the_same_rows_in_every_precision(spec: KanSpec, precision: Precision) -> None:
+    np.testing.assert_array_equal(golden_inputs(spec, precision=precision), golden_inputs(spec))
+
+
+def test_rows_outside_have_a_scale_of_their_own_if_it_is_larger() -> None:
+    x = np.array([[0], [1], [2], [100]], np.float32)
+    y = np.array([[2], [4], [3], [100]], np.float64)
+    for row, expected in enumerate([0.25, 0.25, 0.25, 0.01]):  # of 4, 4, 4 and 100
+        wrong = {float(x[row, 0]): 1.0}
+
+        def run(rows: Rows, wrong: dict[float, float] = wrong) -> Rows:
+            answers = np.interp(rows, x[:, 0], y[:, 0])
+            return np.array(answers + [[wrong.get(value, 0)] for value in rows[:, 0].tolist()], np.float32)
+
+        found = report(run, x, y, domain=[(0.0, 1.0)])
+        assert found.error == pytest.approx(expected), row
+        assert found.worst_input == (x[row, 0],)
+
+
+def test_the_figures_of_a_row_outside_are_in_proportion() -> None:
+    x = np.array([[0], [1], [1e6]], np.float32)
+    found = report(lambda rows: rows * np.float32(1.5), x, x.astype(np.float64), domain=[(0.0, 1.0)])
+    assert found.max_absolute == 0.5  # half a million of a million
+    assert found.max_relative == 0.5  # inside, answers go from 0 to 1
+    assert found.rmse == pytest.approx(np.sqrt(0.5 / 3))
+
+
+def test_without_a_row_in_the_domain_each_has_its_own_scale() -> None:
+    x = np.array([[10], [1000]], np.float32)
+    found = report(lambda rows: rows + 1, x, x.astype(np.float64), domain=[(0.0, 1.0)])
+    assert found.error == pytest.approx(0.1)
+
+
+def test_an_input_without_an_interval_makes_no_row_an_outside_one() -> None:
+    x = np.array([[0, 1e30], [1, 5]], np.float32)
+    y = np.array([[3.0], [1.0]])
+    found = report(lambda rows: 4 - rows[:, :1], x, y, domain=[(0.0, 1.0), None])
+    assert found.error == pytest.approx(2 / 3)  # relative to both rows' largest answer
+
+
+def planted_in_splines(wrong: Callable[[Rows, Rows], Rows]) -> ParityReport:
+    """What is found if an artifact answers wrong(x, y) instead of y, in float32."""
+    spec = spline_network(0, [3, 5, 1])
+    x = golden_inputs(spec)
+    y = spec.evaluate(x)
+    assert np.abs(y).max() > 1e29
+
+    def run(rows: Rows) -> Rows:
+        with np.errstate(invalid="ignore"):
+            return wrong(rows, spec.evaluate(rows).astype(np.float32))
+
+    return report(run, x, y, domain=spec.intervals, tolerance=1e-5, batches=[len(x)])
+
+
+def test_splines_rounded_to_float32_pass() -> None:
+    assert planted_in_splines(lambda rows, y: y).error < 1e-7
+
+
+def test_an_error_in_the_domain_is_found_though_answers_outside_are_huge() -> None:
+    found = planted_in_splines(lambda rows, y: np.where(np.abs(rows[:, :1]) < 0.1, y + np.float32(1e-3), y))
+    assert not found.passed
+    assert abs(found.worst_input[0]) < 0.1
+    assert found.max_absolute == pytest.approx(1e-3, rel=0.01)
+
+
+def test_a_base_branch_that_is_missing_far_outside_is_found() -> None:
+    spec = spline_network(0, [3, 5, 1])
+    bias = spec.evaluate(np.zeros((1, 3))).astype(np.float32)
+    found = planted_in_splines(lambda rows, y: np.where(np.abs(rows[:, :1]) > 1e3, bias, y))
+    assert not found.passed
+
+
+def test_a_base_branch_that_is_slightly_wrong_far_outside_is_found() -> None:
+    found = planted_in_splines(lambda rows, y: np.where(np.abs(rows[:, :1]) > 1e3, y * np.float32(1.001), y))
+    assert not found.passed
