@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
-from ._tensors import describe, is_plain
+from ._tensors import check_tensors, layer_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,28 +69,9 @@ def load(state: Mapping[str, Tensor], *, grid: int | None = None, order: int | N
 
 
 def _check_tensors(state: Mapping[str, Tensor]) -> int:
-    names = set(map(str, state))
-    # No more layers than there are keys, whatever their numbers.
-    count = min(len(names), 1 + max(int(found.group(1)) for name in names if (found := _PREFIX.match(name))))
+    count = layer_count(state, _PREFIX)
     expected = {f"rk_layers.{index}.{key}" for index in range(count) for key in _KEYS}
-    missing, unknown = sorted(expected - names), sorted(names - expected)
-    if missing or unknown:
-        raise CheckpointError(
-            "this looks like a checkpoint of the reference ReLU-KAN, but "
-            + " and ".join(
-                f"{what} {', '.join(keys[:4])}{' …' if len(keys) > 4 else ''}"
-                for what, keys in (("it lacks", missing), ("it also holds", unknown))
-                if keys
-            )
-            + ". Save it with torch.save(model.state_dict(), path)."
-        )
-    for name, value in state.items():
-        if not is_plain(value):
-            raise CheckpointError(
-                f"{name} of this reference ReLU-KAN is {describe(value)}: expected a tensor of floating-point numbers"
-            )
-        if not bool(value.isfinite().all()):
-            raise CheckpointError(f"{name} of this reference ReLU-KAN must be finite, got NaN or infinity")
+    check_tensors(state, expected, "the reference ReLU-KAN")
     return count
 
 

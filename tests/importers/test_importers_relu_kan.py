@@ -75,7 +75,7 @@ def test_a_trained_network_computes_what_its_own_code_does(name: str) -> None:
 @pytest.mark.parametrize("name", FIXTURES)
 def test_the_network_in_pytorch_does_too(name: str) -> None:
     with np.load(DATA / f"{name}.npz") as expected:
-        options = {"grid": int(expected["grid"]), "order": int(expected["order"])}
+        options: dict[str, Any] = {"grid": int(expected["grid"]), "order": int(expected["order"])}
         model = load_checkpoint(DATA / f"{name}.pt", **options).model.double()
         y = model(torch.from_numpy(expected["x"])).detach().numpy()
         assert np.abs(y - expected["y"]).max() / np.abs(expected["y"]).max() < 1e-12
@@ -145,24 +145,24 @@ def test_keys_that_are_missing_are_named() -> None:
     state = state_of(2, 3, 1)
     del state["rk_layers.0.phase_low"]
     assert refusal(state) == (
-        "this looks like a checkpoint of the reference ReLU-KAN, but it lacks rk_layers.0.phase_low. "
+        "for a checkpoint of the reference ReLU-KAN this lacks rk_layers.0.phase_low. "
         "Save it with torch.save(model.state_dict(), path)."
     )
 
 
 @pytest.mark.parametrize("key", ["epoch", "rk_layers.0.extra", 3])
 def test_keys_that_are_unknown_are_named(key: object) -> None:
-    assert f"but it also holds {key}. " in refusal({**state_of(2, 3, 1), key: torch.zeros(1)})
+    assert f"this also holds {key}. " in refusal({**state_of(2, 3, 1), key: torch.zeros(1)})
 
 
 def test_many_missing_keys_are_cut_short() -> None:
     message = refusal({**state_of(2, 3), "rk_layers.4.phase_low": torch.zeros(2, 8)})
-    assert "it lacks rk_layers.1.equal_size_conv.bias, rk_layers.1" in message
-    assert " … and it also holds" in message or " …. Save" in message
+    assert "this lacks rk_layers.1.equal_size_conv.bias, rk_layers.1" in message
+    assert " … and also holds" in message or " …. Save" in message
 
 
 def test_an_enormous_layer_number_is_refused_at_once() -> None:
-    assert "it also holds rk_layers.99999999999.phase_low" in refusal(
+    assert "also holds rk_layers.99999999999.phase_low" in refusal(
         {**state_of(2, 3), "rk_layers.99999999999.phase_low": torch.zeros(2, 8)}
     )
 
@@ -204,7 +204,7 @@ def test_a_network_of_no_numbers_is_refused() -> None:
 @pytest.mark.parametrize("value", [3, None, [0.0], torch.zeros(3, dtype=torch.int64), torch.zeros(3).to_sparse()])
 def test_a_value_that_is_no_plain_tensor_is_named(value: object) -> None:
     message = refusal({**state_of(2, 3), "rk_layers.0.equal_size_conv.bias": value})
-    assert message.startswith("rk_layers.0.equal_size_conv.bias of this reference ReLU-KAN is ")
+    assert message.startswith("rk_layers.0.equal_size_conv.bias of this checkpoint of the reference ReLU-KAN is ")
     assert message.endswith(": expected a tensor of floating-point numbers")
 
 
@@ -212,7 +212,9 @@ def test_a_value_that_is_no_plain_tensor_is_named(value: object) -> None:
 def test_a_number_that_is_not_finite_is_refused_by_name(value: float) -> None:
     state = state_of(2, 3)
     state["rk_layers.0.phase_low"][1, 2] = value
-    assert refusal(state) == "rk_layers.0.phase_low of this reference ReLU-KAN must be finite, got NaN or infinity"
+    assert refusal(state) == (
+        "rk_layers.0.phase_low of this checkpoint of the reference ReLU-KAN must be finite, got NaN or infinity"
+    )
 
 
 @pytest.mark.parametrize(
