@@ -45,6 +45,7 @@ LARGEST = BATCHES[-1]
 TRAINED_ROWS = 1000
 THREADS = (1, 2, 4, 8)
 STARTS = 3
+FORMS: tuple[Form, ...] = ("direct", "quadratic")  # of bumps
 
 KINDS = (
     *("peaks", "calls", "compiled", "profile", "forms", "precisions"),
@@ -144,7 +145,7 @@ def forms(machine: Machine, widths: Widths) -> None:
     subjects: list[Subject] = []
     for flavour in machine.flavours:
         for layout in get_args(Layout):
-            for form in get_args(Form):
+            for form in FORMS:
                 with skipping(machine, f"{list(widths)}: {flavour}, {form} form, {layout}"):
                     subjects += machine.engine(widths, flavour, form, layout)
     machine.measure(subjects, machine.bundle(widths), BATCHES)

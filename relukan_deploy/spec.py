@@ -17,7 +17,6 @@ the height of the bump, whatever the scale of the input.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -166,12 +165,10 @@ class KanSpec:
             raise InputError("a network needs at least one layer, got none")
         if len({type(layer) for layer in self.layers}) > 1:
             raise InputError("the layers of a network must be of one kind, bumps or splines, got both")
-        for index, (layer, following) in enumerate(itertools.pairwise(self.layers)):
-            if layer.out_features != following.in_features:
-                raise InputError(
-                    f"layer {index} has {layer.out_features} outputs but layer {index + 1} "
-                    f"expects {following.in_features} inputs"
-                )
+        following = [layer.in_features for layer in self.layers[1:]]
+        for index, (outputs, inputs) in enumerate(zip(self.widths[1:-1], following, strict=True)):
+            if outputs != inputs:
+                raise InputError(f"layer {index} has {outputs} outputs but layer {index + 1} expects {inputs} inputs")
         if self.task not in ("regression", "classification"):
             raise InputError(f"task must be 'regression' or 'classification', got {self.task!r}")
         for kind in ("columns", "targets", "labels"):

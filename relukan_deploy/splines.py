@@ -198,7 +198,7 @@ class SplineSpec:
     def growth(self) -> NDArray[np.int64]:
         """``(in,)``: like which power of an input the sums grow beyond its domain: 1 for SiLU, 0 if they do not."""
         powers = np.arange(1, self.polynomial.shape[2] + 1)
-        highest = (self.polynomial.any(axis=0) * powers).max(axis=1, initial=0)
+        highest: NDArray[np.int64] = (self.polynomial.any(axis=0) * powers).max(axis=1, initial=0)
         return np.maximum(highest, self.silu.any(axis=0))
 
     @property
@@ -212,17 +212,17 @@ class SplineSpec:
         basis = _b_splines(x, self.knots.astype(dtype), self.degree).reshape(len(x), -1)  # (batch, in·K)
         result: NDArray[Any] = basis @ self.coefficients.reshape(self.bias.size, -1).T.astype(dtype)
         result = result + _silu(x) @ self.silu.T.astype(dtype) + self.bias.astype(dtype)  # (batch, sums)
-        power = x
-        for column in np.moveaxis(self.polynomial, 2, 0):  # (sums, in), of x, x², …
-            result = result + power @ column.T.astype(dtype)
-            power = power * x
+        for power, column in enumerate(np.moveaxis(self.polynomial, 2, 0), start=1):  # (sums, in)
+            used = column.any(axis=0)  # another input's power may well be too large for a number
+            result = result + x[:, used] ** power @ column[:, used].T.astype(dtype)
         for function in self.functions:
             result[:, function.output] += function(x[:, function.input]).astype(dtype)
         if self.products is None:
             return result
         assert self.offset is not None  # as __post_init__ saw to
-        products: NDArray[Any] = np.stack([result[:, list(group)].prod(axis=1) for group in self.products], axis=1)
-        return products + self.offset.astype(dtype)
+        multiplied = [result[:, list(group)].prod(axis=1) for group in self.products]
+        result = np.stack(multiplied, axis=1) + self.offset.astype(dtype)
+        return result
 
 
 def _check_products(products: tuple[tuple[int, ...], ...] | None, offset: Float64Array | None, sums: int) -> None:

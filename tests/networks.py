@@ -9,10 +9,11 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from relukan_deploy.spec import KanSpec, LayerSpec, Layout, SplineSpec
+from relukan_deploy.spec import Form, KanSpec, LayerSpec, Layout, SplineSpec
 
 Array = NDArray[np.float64]
 LAYOUTS: tuple[Layout, ...] = ("batch-last", "batch-major")
+BUMP_FORMS: tuple[Form, ...] = ("direct", "quadratic")
 
 
 def random_layer(

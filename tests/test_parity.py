@@ -343,8 +343,8 @@ def branches(silu: list[float], polynomial: list[list[float]], low: float = -1.0
 
 def outside(spec: KanSpec, rows: Rows) -> NDArray[np.bool_]:
     low, high = spec.domain.T
-    beyond = (rows < low) | (rows > high)  # (rows, in)
-    return np.any(beyond, axis=1)
+    beyond: NDArray[np.bool_] = np.any((rows < low) | (rows > high), axis=1)
+    return beyond
 
 
 @pytest.mark.parametrize("side", [-np.inf, None, np.inf], ids=["below", "on", "above"])
