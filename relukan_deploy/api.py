@@ -221,7 +221,7 @@ def _write(
         write_manifest(folder, dataclasses.replace(manifest, artifacts=artifacts))
         written = open_bundle(folder)
         checks = [_check(written, artifact, rows, reference, tolerance, say) for artifact in artifacts]
-        _require([check for each in checks for check in each])
+        _require([check for each in checks for check in each], manifest)
         verified = tuple(map(_with_checks, artifacts, checks))
         write_manifest(folder, dataclasses.replace(manifest, artifacts=verified))
     return open_bundle(out)
@@ -277,7 +277,7 @@ def verify(
     checks = [
         check for artifact in bundle.manifest.artifacts for check in _check(bundle, artifact, x, y, tolerance, say)
     ]
-    _require(checks)
+    _require(checks, bundle.manifest)
     return checks
 
 
@@ -389,12 +389,14 @@ def _check(
     return checks
 
 
-def _require(checks: list[Check]) -> None:
+def _require(checks: list[Check], manifest: Manifest) -> None:
     """Raises ParityError for the first check that is out of tolerance, and not only an estimate."""
+    within = ", ".join(f"{each.function} within {each.bound:g}" for each in manifest.approximations)
+    approximating = f", which computes {within} (--bound)," if within else ""
     for check in checks:
         if check.binding and check.report:
             try:
-                check.report.require(f"{check.artifact.file} on {check.backend}")
+                check.report.require(f"{check.artifact.file} on {check.backend}{approximating}")
             except ParityError as error:
                 error.checks = checks
                 raise

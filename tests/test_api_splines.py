@@ -13,7 +13,7 @@ from networks import error_of
 
 from relukan_deploy.api import export, verify
 from relukan_deploy.bundle import Bundle, open_bundle
-from relukan_deploy.errors import InputError
+from relukan_deploy.errors import InputError, ParityError
 from relukan_deploy.runtime.load import load
 from relukan_deploy.spec import KanSpec, SplineSpec
 from relukan_deploy.splines import Function
@@ -102,6 +102,13 @@ def test_weights_are_replaced_in_the_form_they_were_exported_in(tmp_path: Path, 
     runner = load(bundle)
     runner.refit(retrained)
     assert np.abs(runner(x) - retrained.evaluate(x)).max() < 1e-4
+
+
+def test_a_bound_that_takes_the_answers_out_of_tolerance_is_named(tmp_path: Path) -> None:
+    message = r"which computes SiLU within 0\.01 \(--bound\), differs from the float64 reference by 0\.0"
+    with pytest.raises(ParityError, match=message):
+        export(network(silu=True), tmp_path / "bundle", strict_ops=True, bound=0.01)
+    assert not (tmp_path / "bundle").exists()
 
 
 # --- functions

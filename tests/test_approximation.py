@@ -181,6 +181,12 @@ def test_the_error_that_is_told_is_the_error() -> None:
     assert pieces.error == pytest.approx(np.abs(pieces(x) - np.sin(x)).max(), rel=1e-3)
 
 
+def test_pieces_are_as_good_as_so_many_can_be() -> None:
+    pieces = approximate(edge("sin", -3, 2.5), -3, 2.5, 1e-5)
+    assert len(pieces) == 2
+    assert pieces.error < 0.3e-5
+
+
 def test_abs_is_exact_with_two_powers() -> None:
     function = edge("abs", -1, 3, slope=2.0, shift=-1.0)
     pieces = approximate(function, -1, 3, 1e-3)
