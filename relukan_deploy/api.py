@@ -497,12 +497,12 @@ def _next_version(out: Path) -> int:
 
 
 def _refuse_functions(spec: KanSpec) -> None:
-    """Raises InputError, naming the first, if an edge computes what is no piecewise polynomial."""
+    """Raises InputError, naming the first, if an edge computes another function than polynomials."""
     for index, layer in enumerate(spec.layers):
         for edge in layer.functions if isinstance(layer, SplineSpec) else ():
             raise InputError(
-                f"edge {edge.input} → {edge.output} of layer {index} computes {edge.name}, which is no piecewise "
-                "polynomial: add approximate=True (--approximate) to write it as one within bound (--bound)"
+                f"edge {edge.input} → {edge.output} of layer {index} computes {edge.name}, and four operators compute "
+                "pieces of polynomials: add approximate=True (--approximate) for such within bound (--bound)"
             )
 
 

@@ -96,7 +96,7 @@ class Approximation:
     interval: tuple[float, float] | None
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)
 def approximate(function: Function, low: float, high: float, bound: float) -> Pieces:
     """The function from low to high, nowhere there further off than the bound.
 

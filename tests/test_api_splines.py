@@ -115,7 +115,7 @@ def test_a_bound_that_takes_the_answers_out_of_tolerance_is_named(tmp_path: Path
 
 
 def test_a_function_is_refused_with_its_edge(tmp_path: Path) -> None:
-    message = "edge 1 → 0 of layer 1 computes sin, which is no piecewise polynomial: add approximate=True"
+    message = "edge 1 → 0 of layer 1 computes sin, and four operators compute pieces of polynomials: add "
     with pytest.raises(InputError, match=re.escape(message)):
         export(network(functions=(sine(),)), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
