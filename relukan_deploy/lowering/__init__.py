@@ -43,8 +43,8 @@ __all__ = [
 # TensorRT fuses elementwise operators into one kernel, so the direct form leaves it two kernels a
 # layer, and the other three. Not yet measured on a GPU.
 ENGINE_FORM: Form = "direct"
-# From this batch size on the quadratic and grouped forms are the faster ones on a CPU (benchmarks/forms.py).
-_GROUPED_FROM_BATCH = 16
+# From these batch sizes on they are the faster ones on a CPU (benchmarks/forms.py).
+_QUADRATIC_FROM_BATCH, _GROUPED_FROM_BATCH = 16, 2
 
 
 def candidate_forms(spec: KanSpec, *, layout: Layout, precision: Precision, batch: int) -> list[Form]:
@@ -55,10 +55,12 @@ def candidate_forms(spec: KanSpec, *, layout: Layout, precision: Precision, batc
         layout, precision: of the graph.
         batch: the batch size to be fastest at.
     """
-    grouped = layout == "batch-last" and precision == "fp32" and batch >= _GROUPED_FROM_BATCH
+    spread = layout == "batch-last" and precision == "fp32"  # what the grouped Conv over the inputs is good for
     if not isinstance(spec.layers[0], SplineSpec):
-        return ["quadratic", "direct"] if grouped and not is_narrow(spec) else ["direct"]
-    way = "grouped" if grouped else "direct"
+        return (
+            ["quadratic", "direct"] if spread and batch >= _QUADRATIC_FROM_BATCH and not is_narrow(spec) else ["direct"]
+        )
+    way = "grouped" if spread and batch >= _GROUPED_FROM_BATCH else "direct"
     blocks = distinct_blocks(spec) if precision == "fp32" else [1]
     return [cast("Form", f"{way}-{block}") for block in blocks]
 
