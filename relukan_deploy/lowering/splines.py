@@ -280,6 +280,9 @@ def _functions(functions: tuple[Function, ...], sums: int, inputs: int, bound: f
 
 # --- nodes
 
+_Term = tuple[str, str, Float64Array]
+"""What is summed up by a Conv: a name for it, a tensor, the weights."""
+
 
 class _Writer:
     """Writes layer after layer.
@@ -300,7 +303,7 @@ class _Writer:
 
     def layer(self, name: str, x: str, layer: SplineSpec) -> str:
         emit, sums = self.emit, layer.bias.size
-        terms: list[tuple[str, str, Float64Array]] = []  # what is summed up: its name, its tensor, its weights
+        terms: list[_Term] = []
         bias = layer.bias
         if layer.coefficients.any():
             pieces = self.block == 1
@@ -312,9 +315,9 @@ class _Writer:
             terms += self._ramps(f"{name}/functions", x, ramps)
             bias = bias + ramps.constant
         if layer.silu.any():
-            terms.append(
-                (f"{name}/silu", self._silu(f"{name}/silu", x, layer.in_features), layer.silu[..., np.newaxis])
-            )
+            added, constant = self._silu(f"{name}/silu", x, layer.silu)
+            terms += added
+            bias = bias + constant
         power = x
         for index, weight in enumerate(np.moveaxis(layer.polynomial, 2, 0)):
             power = emit.node("Mul", f"{name}/x{index + 1}", power, x) if index else x
@@ -323,14 +326,14 @@ class _Writer:
             terms.append((name, x, np.zeros((sums, layer.in_features, 1))))
         return self._products(name, self._sum(name, terms, bias), layer)
 
-    def _sum(self, name: str, terms: list[tuple[str, str, Float64Array]], bias: Float64Array) -> str:
+    def _sum(self, name: str, terms: list[_Term], bias: Float64Array) -> str:
         total = ""
         for index, (term, value, weight) in enumerate(terms):
             added = self.emit.conv(f"{term}/sum", value, f"{term}/", weight, None if index else bias)
             total = self.emit.node("Add", f"{name}/sum{index}", total, added) if index else added
         return total
 
-    def _ramps(self, name: str, x: str, ramps: _Ramps) -> list[tuple[str, str, Float64Array]]:
+    def _ramps(self, name: str, x: str, ramps: _Ramps) -> list[_Term]:
         """The terms of a sum of powers of ramps."""
         tensors = self._powers(name, self._ramp(name, x, ramps.ones, ramps.zeros))
         terms = []
@@ -374,26 +377,32 @@ class _Writer:
         """A weight ``(out, in, F)`` as the Conv over ramps takes it."""
         return weight.reshape(len(weight), -1, 1) if self.grouped else weight
 
-    def _silu(self, name: str, x: str, inputs: int) -> str:
+    def _shared(self, name: str, array: Float64Array, inputs: int) -> str:
+        """A constant ``(F,)`` that is the same for each input, as it is combined with ramps."""
+        return self.emit.elementwise(name, np.tile(array, inputs)[:, np.newaxis] if self.grouped else array[np.newaxis])
+
+    def _silu(self, name: str, x: str, weight: Float64Array) -> tuple[list[_Term], Float64Array]:
+        """The terms of SiLU branches with weights ``(sums, in)``, and what they add to the bias."""
         emit = self.emit
         if not self.strict:
-            return emit.node("Mul", name, x, emit.node("Sigmoid", f"{name}/sigmoid", x))
-        rising = emit.node("Relu", f"{name}/rising", x)  # SiLU is ReLU and an even function of x
+            value = emit.node("Mul", f"{name}/product", x, emit.node("Sigmoid", f"{name}/sigmoid", x))
+            return [(name, value, weight[..., np.newaxis])], np.zeros(len(weight))
+        rising = emit.node("Relu", f"{name}/relu", x)  # SiLU is ReLU and an even function of x
         falling = emit.node("Relu", f"{name}/mirrored", emit.negated(f"{name}/negated", x))
         distance = emit.node("Add", f"{name}/distance_from_zero", rising, falling)
-        pieces = silu_pieces(self.bound)
-        ramps = _by_interval(pieces.breaks[np.newaxis], pieces.coefficients[np.newaxis, np.newaxis])
-        ones, zeros = np.repeat(ramps.ones, inputs, axis=0), np.repeat(ramps.zeros, inputs, axis=0)
-        power = self._powers(name, self._ramp(name, distance, ones, zeros))
-        total, constant = rising, np.repeat(ramps.constant + pieces.coefficients[0, 0], inputs)
-        for exponent, weight in ramps.weights.items():
-            weight = np.repeat(weight[0], inputs, axis=0)  # (in, F)
-            term = f"{name}/power{exponent}"
-            bias = constant if exponent == 1 else None
-            kernel = weight[:, :, np.newaxis] if self.grouped else weight[:, np.newaxis]  # (in, F, 1) or (in, 1, F)
-            added = emit.conv(term, power(exponent), f"{term}/", kernel, bias, group=inputs)
-            total = emit.node("Add", f"{term}/total", total, added)
-        return total
+        pieces, inputs = silu_pieces(self.bound), weight.shape[1]
+        ones, zeros = (np.tile(each, (inputs, 1)) for each in (pieces.breaks[:-1], pieces.breaks[1:]))
+        ramp = self._ramp(f"{name}/even", distance, ones, zeros)
+        powers = _mirrored(pieces.coefficients).T[1:]  # (d, pieces): of powers of the ramp
+        value = ""
+        for power in range(len(powers), 0, -1):  # Horner's rule: one Conv instead of one for each power
+            factor = self._shared(f"{name}/even/coefficient{power}", powers[power - 1], inputs)
+            if value:
+                factor = emit.node("Add", f"{name}/even/sum{power}", value, factor)
+            value = emit.node("Mul", f"{name}/even/power{power}", ramp, factor)
+        kernel = self._spread(np.repeat(weight[..., np.newaxis], len(pieces), axis=2))
+        constant = pieces.coefficients[0, 0] - powers.sum()
+        return [(f"{name}/even", value, kernel), (name, rising, weight[..., np.newaxis])], weight.sum(axis=1) * constant
 
     def _products(self, name: str, sums: str, layer: SplineSpec) -> str:
         """Products of sums: each factor is selected by a Conv of zeros and ones."""
