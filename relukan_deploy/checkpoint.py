@@ -3,7 +3,7 @@
 A `.pt` file is a dictionary of plain values and tensors, read with
 `torch.load(weights_only=True)` alone. A `.safetensors` file holds the same tensors, and the rest
 as JSON in its metadata. Both hold a checksum, since neither format notices a changed byte among
-its numbers. State dicts of the reference ReLU-KAN are recognised by their keys.
+its numbers. State dicts of other libraries (importers/) are recognised by their keys.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ._files import replacing_file, sha256
 from .errors import CheckpointError, InputError, MissingDependencyError
-from .importers import relu_kan
+from .importers import _pickled, efficient_kan, pykan, relu_kan
 from .importers._tensors import describe, is_plain
 from .spec import KanSpec, Task
 
@@ -27,11 +26,23 @@ if TYPE_CHECKING:
 
     from .model import ReLUKAN
 
-__all__ = ["Checkpoint", "load_checkpoint", "save"]
+__all__ = ["Checkpoint", "Source", "load_checkpoint", "save"]
+
+Source = Literal["relukan-deploy", "relu_kan", "pykan", "efficient-kan"]
 
 _FORMAT = "relukan-deploy checkpoint"
 _VERSION = 1
 _MEANING = ("task", "columns", "targets", "labels")
+
+_MATCHES: Mapping[Source, Callable[[Mapping[str, Any]], bool]] = {
+    "relukan-deploy": lambda content: content.get("format") == _FORMAT,
+    "relu_kan": relu_kan.matches,
+    "pykan": pykan.matches,
+    "efficient-kan": efficient_kan.matches,
+}
+_OPTIONS: Mapping[str, Source] = {"grid": "relu_kan", "order": "relu_kan", "mult_arity": "pykan"}
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # of what training scripts save, with other things beside
+_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,21 +50,36 @@ class Checkpoint:
     """A network read from a file.
 
     Attributes:
-        model: the network, on the CPU, in the dtype it was saved in.
+        network: a ReLU-KAN on the CPU, in the dtype it was saved in; or a B-spline KAN, in float64.
+        file: the file that holds its weights.
         task, columns, targets, labels: as in `KanSpec`.
         kind: "relukan-deploy", or the library whose file it was.
     """
 
-    model: ReLUKAN
+    network: ReLUKAN | KanSpec
+    file: Path
     task: Task = "regression"
     columns: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
     labels: tuple[str, ...] | None = None
-    kind: str = "relukan-deploy"
+    kind: Source = "relukan-deploy"
+
+    @property
+    def model(self) -> ReLUKAN:
+        """The network in PyTorch.
+
+        Raises:
+            InputError: it is a B-spline KAN, which is read as a `KanSpec` alone.
+        """
+        if isinstance(self.network, KanSpec):
+            raise InputError(f"{self.file} holds a network of {self.kind}, which has no model here: take its spec()")
+        return self.network
 
     def spec(self) -> KanSpec:
         """The network in float64, as everything downstream reads it."""
-        return self.model.spec(**{name: getattr(self, name) for name in _MEANING})
+        if isinstance(self.network, KanSpec):
+            return self.network
+        return self.network.spec(**{name: getattr(self, name) for name in _MEANING})
 
 
 def save(
@@ -96,59 +122,101 @@ def save(
             torch.save({**header, "state_dict": state}, written)
 
 
-def load_checkpoint(path: str | Path, *, grid: int | None = None, order: int | None = None) -> Checkpoint:
-    """Reads a checkpoint of this project, or a state dict of the reference ReLU-KAN.
+def load_checkpoint(
+    path: str | Path,
+    *,
+    source: Source | None = None,
+    grid: int | None = None,
+    order: int | None = None,
+    mult_arity: int | None = None,
+) -> Checkpoint:
+    """Reads a checkpoint of this project, or a network of another library.
 
     Args:
-        path: a .pt or .safetensors file.
+        path: a .pt or .safetensors file, of a state dict, of a training checkpoint that holds one, or of a whole
+            efficient-kan network; or what pykan's saveckpt wrote: its path, its folder or a file of it.
+        source: whose it is; None to tell by its keys.
         grid, order: only for a reference state dict whose intervals were trained.
+        mult_arity: only for a pykan state dict: how many sums each of its multiplication nodes multiplies.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not such a checkpoint.
-        MissingDependencyError: torch, or safetensors, is not installed.
+        MissingDependencyError: torch, safetensors or pyyaml is not installed.
     """
     path = Path(path)
-    content = _read(path)
-    if relu_kan.matches(content):
-        try:
-            return Checkpoint(relu_kan.load(content, grid=grid, order=order), kind="relu_kan")
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-    if grid is not None or order is not None:
-        raise CheckpointError(f"{path} holds its own grid and order: leave out --grid and --order")
-    return _from_content(path, content)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError("Reading a checkpoint", "torch", "export") from error
-    if not path.is_file():
-        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: expected a model file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch asks for reports about files that are not its own
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything here, by what is wrong with the file
-        # What torch puts before this advises to read the file with weights_only=False.
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n", 1)[0].partition(". ")[0]
-        reason = reason[:200] if " " in reason else type(error).__name__  # an opcode alone says nothing
-        if "Unsupported global" in reason:
-            advice = (
-                "it holds pickled Python objects, which are never run here. "
-                "Save weights alone: relukan_deploy.save(model, path), or torch.save(model.state_dict(), path)"
+    if source not in (None, *get_args(Source)):
+        raise InputError(f"source must be {', '.join(get_args(Source))}, got {source!r}")
+    saved = pykan.read_saved(path) if source in (None, "pykan") else None
+    file, config = saved or (path, None)
+    content, classes = _unwrapped(file, _read(file))
+    kind = source or ("pykan" if saved else _source_of(file, content))
+    for name, value in {"grid": grid, "order": order, "mult_arity": mult_arity}.items():
+        if value is not None and _OPTIONS[name] != kind:
+            option = f"--{name.replace('_', '-')}"
+            raise CheckpointError(
+                f"{path} is a checkpoint of {kind}, and {option} is a matter of {_OPTIONS[name]}: leave it out"
             )
+    if kind == "relukan-deploy":
+        return _from_content(file, content)
+    try:
+        network: ReLUKAN | KanSpec
+        if kind == "relu_kan":
+            network = relu_kan.load(content, grid=grid, order=order)
+        elif kind == "pykan":
+            network = pykan.load(content, config=config, mult_arity=mult_arity)
         else:
-            advice = f"it is not a PyTorch file, or is truncated ({reason})"
-        raise CheckpointError(f"{path} cannot be read: {advice}") from error
+            network = efficient_kan.load(content, base=efficient_kan.base_of(classes) if classes else "silu")
+    except InputError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(network, file, kind=kind)
+
+
+def _unwrapped(path: Path, content: Any) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """A state dict, or a checkpoint of our own; and the classes of the network's modules, if it was saved whole."""
+    if isinstance(content, Mapping) and not _MATCHES["relukan-deploy"](content):
+        inside = [content[key] for key in _WRAPPERS if isinstance(content.get(key), (Mapping, _pickled.Inert))]
+        content = inside[0] if inside else content
+    classes: dict[str, str] = {}
+    if isinstance(content, _pickled.Inert):
+        try:
+            content, classes = _pickled.unpack(content)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}: expected a checkpoint, a dictionary of tensors"
         )
-    return content
+    for prefix in _PREFIXES * 2:  # either may be around the other
+        if content and all(isinstance(key, str) and key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return content, classes
+
+
+def _source_of(path: Path, content: Mapping[str, Any]) -> Source:
+    for kind, matches in _MATCHES.items():
+        if matches(content):
+            return kind
+    keys = list(map(str, content))
+    if any(".rbf." in key or ".spline_linear." in key for key in keys):
+        raise CheckpointError(
+            f"{path} is a checkpoint of fast-kan, whose Gaussian radial basis functions are no piecewise "
+            "polynomials: there is no exact form of it to export. Train the network with pykan or efficient-kan"
+        )
+    raise CheckpointError(
+        f"{path} is not a checkpoint of relukan-deploy, the reference ReLU-KAN (relu_kan), pykan or efficient-kan "
+        f"(its keys: {', '.join(keys[:4]) or 'none'}{', …' if len(keys) > 4 else ''}). "
+        "Save the state dict of one of theirs: torch.save(model.state_dict(), path)"
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("Reading a checkpoint", "torch", "export") from error
+    if not path.is_file():
+        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: expected a model file")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _pickled.read(path)
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -177,12 +245,8 @@ def _safetensors() -> Any:
 def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     from .model import ReLUKAN
 
-    if content.get("format") != _FORMAT:
-        keys = ", ".join(map(str, list(content)[:4])) or "none"
-        raise CheckpointError(
-            f"{path} is not a checkpoint of relukan-deploy nor of the reference ReLU-KAN (its keys: {keys} …). "
-            "Write one with relukan_deploy.save(model, path)"
-        )
+    if not _MATCHES["relukan-deploy"](content):
+        raise CheckpointError(f"{path} was not written by relukan_deploy.save: leave out --from to read another's file")
     version = content.get("version")
     if type(version) is not int or version != _VERSION:
         raise CheckpointError(
@@ -208,7 +272,7 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     model = model.to(next(iter(state.values())).dtype)
     model.load_state_dict(state)
     named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in meaning.items()}
-    checkpoint = Checkpoint(model, **named)
+    checkpoint = Checkpoint(model, path, **named)
     try:
         checkpoint.spec()
     except InputError as error:

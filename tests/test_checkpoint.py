@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relukan_deploy.checkpoint import Checkpoint, load_checkpoint, save
+from relukan_deploy.checkpoint import Checkpoint, Source, load_checkpoint, save
 from relukan_deploy.errors import CheckpointError, InputError
 from relukan_deploy.model import ReLUKAN
 
+DATA = Path(__file__).parent / "data"
 SUFFIXES = ("pt", "safetensors")
 MEANING: dict[str, Any] = {
     "task": "classification",
@@ -221,7 +223,10 @@ def test_code_in_a_file_is_refused_and_never_run(tmp_path: Path, how: str) -> No
         path.write_bytes(pickle.dumps(Trap(mark), protocol=2))
     else:
         torch.save({"format": "relukan-deploy checkpoint", "version": 1, "state_dict": Trap(mark)}, path)
-    assert "holds pickled Python objects, which are never run here. Save weights alone" in refusal(path)
+    message = refusal(path)
+    assert "it holds pickled Python objects (" in message
+    assert "getattr" in message  # which protocol 2 finds Path.touch with
+    assert "), which are never run here. Save weights alone" in message
     assert not mark.exists()
     torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
     assert mark.exists()  # so the file was able to
@@ -248,8 +253,11 @@ def test_another_network_is_refused_with_its_keys(tmp_path: Path, suffix: str) -
     path = tmp_path / f"model.{suffix}"
     state = nn.Linear(2, 3).state_dict()
     safetensors.torch.save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
-    assert "is not a checkpoint of relukan-deploy nor of the reference ReLU-KAN (its keys: " in refusal(path)
-    assert "weight" in refusal(path)
+    message = refusal(path)
+    readable = "relukan-deploy, the reference ReLU-KAN (relu_kan), pykan or efficient-kan"
+    assert f"is not a checkpoint of {readable} (its keys: " in message
+    assert "weight" in message
+    assert message.endswith("Save the state dict of one of theirs: torch.save(model.state_dict(), path)")
 
 
 def test_an_empty_dictionary_is_not_a_checkpoint(tmp_path: Path) -> None:
@@ -413,12 +421,6 @@ def test_a_safetensors_header_of_enormous_length_is_refused(tmp_path: Path) -> N
     assert "it is not a safetensors file, or is truncated" in refusal(path)
 
 
-def test_grid_and_order_are_refused_where_the_file_holds_them(tmp_path: Path) -> None:
-    path = saved(tmp_path)
-    with pytest.raises(CheckpointError, match="holds its own grid and order: leave out --grid and --order"):
-        load_checkpoint(path, grid=5)
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_changed_byte_is_refused_or_changes_nothing(tmp_path: Path, suffix: str) -> None:
     path = saved(tmp_path, suffix, **MEANING)
@@ -460,3 +462,142 @@ def test_names_that_are_not_strings_are_refused_when_saving(tmp_path: Path, colu
     with pytest.raises(InputError, match="columns must be a sequence of strings, got"):
         save(network(), tmp_path / "model.pt", columns=columns)
     assert not (tmp_path / "model.pt").exists()
+
+
+# --- networks of other libraries
+
+EFFICIENT = DATA / "efficient_kan_2_5_1_g5k3_updated.pt"
+PYKAN = DATA / "pykan_2_5_1_g5k3_fit.pt"
+REFERENCE = DATA / "relu_kan_2_5_1_g5k3.pt"
+X = numpy.random.default_rng(0).uniform(-2, 2, (20, 2))
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+def written(tmp_path: Path, content: object) -> Path:
+    torch.save(content, tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+@pytest.mark.parametrize(("path", "kind"), [(EFFICIENT, "efficient-kan"), (PYKAN, "pykan")])
+def test_a_spline_network_is_a_spec_and_has_no_model(path: Path, kind: str) -> None:
+    checkpoint = load_checkpoint(path)
+    assert (checkpoint.kind, checkpoint.file, checkpoint.spec().widths) == (kind, path, (2, 5, 1))
+    with pytest.raises(InputError, match=f"holds a network of {kind}, which has no model here: take its spec()"):
+        _ = checkpoint.model
+
+
+@pytest.mark.parametrize("path", [EFFICIENT, PYKAN])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."], ids=lambda prefix: prefix
+)
+def test_what_parallel_and_compiled_networks_put_before_their_keys_is_taken_off(
+    tmp_path: Path, path: Path, prefix: str
+) -> None:
+    state = {f"{prefix}{key}": value for key, value in content_of(path).items()}
+    answers = load_checkpoint(written(tmp_path, state)).spec().evaluate(X)
+    assert numpy.array_equal(answers, load_checkpoint(path).spec().evaluate(X))
+
+
+@pytest.mark.parametrize("path", [EFFICIENT, PYKAN])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_a_training_checkpoint_is_read_by_its_state_dict(tmp_path: Path, path: Path, key: str) -> None:
+    content = {"epoch": 3, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]}, key: content_of(path)}
+    answers = load_checkpoint(written(tmp_path, content)).spec().evaluate(X)
+    assert numpy.array_equal(answers, load_checkpoint(path).spec().evaluate(X))
+
+
+def test_a_safetensors_file_of_another_library_is_read_too(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    state = {f"module.{key}": value for key, value in content_of(EFFICIENT).items()}
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    answers = load_checkpoint(tmp_path / "model.safetensors").spec().evaluate(X)
+    assert numpy.array_equal(answers, load_checkpoint(EFFICIENT).spec().evaluate(X))
+
+
+@pytest.mark.parametrize("kind", ["relu_kan", "pykan", "efficient-kan"])
+def test_a_source_that_is_given_is_the_one_its_errors_speak_of(tmp_path: Path, kind: Source) -> None:
+    path = written(tmp_path, {"weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=kind if kind != "relu_kan" else "reference ReLU-KAN"):
+        load_checkpoint(path, source=kind)
+
+
+def test_a_source_that_is_given_overrules_the_keys() -> None:
+    with pytest.raises(CheckpointError, match=r"for a checkpoint of efficient-kan this lacks layers\.0\.base_weight"):
+        load_checkpoint(PYKAN, source="efficient-kan")
+    with pytest.raises(CheckpointError, match=r"was not written by relukan_deploy\.save: leave out --from to read"):
+        load_checkpoint(PYKAN, source="relukan-deploy")
+
+
+@pytest.mark.parametrize(("path", "kind"), [(EFFICIENT, "efficient-kan"), (PYKAN, "pykan")])
+def test_a_source_that_is_right_changes_nothing(path: Path, kind: Source) -> None:
+    answers = load_checkpoint(path, source=kind).spec().evaluate(X)
+    assert numpy.array_equal(answers, load_checkpoint(path).spec().evaluate(X))
+
+
+def test_an_unknown_source_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="source must be relukan-deploy, relu_kan, pykan, efficient-kan, got 'kan'"):
+        load_checkpoint(PYKAN, source="kan")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        (PYKAN, {"grid": 5}, "is a checkpoint of pykan, and --grid is a matter of relu_kan: leave it out"),
+        (EFFICIENT, {"order": 3}, "is a checkpoint of efficient-kan, and --order is a matter of relu_kan: leave"),
+        (
+            EFFICIENT,
+            {"mult_arity": 2},
+            "is a checkpoint of efficient-kan, and --mult-arity is a matter of pykan: leave",
+        ),
+        (REFERENCE, {"mult_arity": 2}, "is a checkpoint of relu_kan, and --mult-arity is a matter of pykan: leave it"),
+        (None, {"grid": 5}, "is a checkpoint of relukan-deploy, and --grid is a matter of relu_kan: leave it out"),
+    ],
+)
+def test_an_option_of_another_library_is_refused(
+    tmp_path: Path, path: Path | None, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path or saved(tmp_path), **options)
+
+
+def test_fast_kan_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    shapes = {"layernorm.weight": (2,), "layernorm.bias": (2,), "rbf.grid": (8,), "spline_linear.weight": (3, 16)}
+    state = {f"layers.0.{key}": torch.zeros(shape) for key, shape in shapes.items()}
+    assert refusal(written(tmp_path, state)) == (
+        "model.pt is a checkpoint of fast-kan, whose Gaussian radial basis functions are no piecewise polynomials: "
+        "there is no exact form of it to export. Train the network with pykan or efficient-kan"
+    )
+
+
+def test_a_missing_tensor_of_another_library_is_told_with_the_file(tmp_path: Path) -> None:
+    state = content_of(EFFICIENT)
+    del state["layers.1.grid"]
+    assert refusal(written(tmp_path, state)).startswith("model.pt: for a checkpoint of efficient-kan this lacks ")
+
+
+def test_what_pykans_saveckpt_wrote_is_read_by_any_of_its_paths(tmp_path: Path) -> None:
+    saveckpt(tmp_path, "mark")
+    expected = load_checkpoint(PYKAN).spec().evaluate(X)
+    for path in (tmp_path, tmp_path / "mark", tmp_path / "mark_state", tmp_path / "mark_config.yml"):
+        checkpoint = load_checkpoint(path)
+        assert (checkpoint.kind, checkpoint.file) == ("pykan", tmp_path / "mark_state")
+        assert numpy.array_equal(checkpoint.spec().evaluate(X), expected)
+
+
+def test_code_in_what_saveckpt_wrote_is_refused_and_never_run(tmp_path: Path) -> None:
+    saveckpt(tmp_path, "mark")
+    torch.save({"act_fun.0.grid": Trap(tmp_path / "executed")}, tmp_path / "mark_state")
+    with pytest.raises(CheckpointError, match=r"mark_state cannot be read: it holds pickled Python objects \(builtins"):
+        load_checkpoint(tmp_path / "mark")
+    assert not (tmp_path / "executed").exists()
+
+
+def saveckpt(folder: Path, name: str) -> None:
+    """The two files of pykan's saveckpt that are read."""
+    shutil.copy(PYKAN, folder / f"{name}_state")
+    shutil.copy(PYKAN.with_name(f"{PYKAN.stem}_config.yml"), folder / f"{name}_config.yml")

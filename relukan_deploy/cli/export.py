@@ -8,14 +8,15 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.text import Text
 
 from ..errors import InputError
 from ..spec import Layout, Precision
 from ._command import console, make_parser, result_console, run
-from ._report import describe_network, print_artifacts, print_estimates
+from ._reading import add_reading_options, reading_options
+from ._report import describe_network, print_approximations, print_artifacts, print_estimates
 
 if TYPE_CHECKING:
     from ..exporters.to_tensorrt import EngineOptions
@@ -26,7 +27,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("relukan-export", "Writes a bundle: a four-operator ONNX graph, and with --trt an engine.")
-    parser.add_argument("model", type=Path, help="checkpoint: .pt, .safetensors, or a reference ReLU-KAN's state dict")
+    parser.add_argument("model", type=Path, help="checkpoint: .pt, .safetensors, or what pykan's saveckpt wrote")
     parser.add_argument("-o", "--out", type=Path, metavar="BUNDLE", help="folder to write (default: the model's name)")
     parser.add_argument("--trt", action="store_true", help="also build a TensorRT engine")
     parser.add_argument("--triton", type=Path, metavar="REPO", help="also add the bundle to Triton's model repository")
@@ -44,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tolerance", type=float, help="largest error relative to max(1, max|y|)")
     parser.add_argument("--data", type=Path, help="table with the network's columns; rows 1 to 4096 are compared too")
-    parser.add_argument("--grid", type=int, help="of a reference ReLU-KAN whose intervals were trained")
-    parser.add_argument("--order", type=int, help="likewise")
+    parser.add_argument("--strict-ops", action="store_true", help="SiLU without Sigmoid, as a piecewise polynomial")
+    parser.add_argument("--approximate", action="store_true", help="edges that compute sin, exp, … likewise")
+    parser.add_argument("--bound", type=float, help="largest error of each such SiLU and edge (default: 1e-6)")
+    add_reading_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     engine = parser.add_argument_group("with --trt")
     engine.add_argument(
@@ -75,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from ..api import export
+    from ..api import default_place, export
     from ..exporters.to_triton import check_entry, to_triton
 
     engine, triton = _engine_options(arguments), _triton_options(arguments)
     layout: Layout = arguments.layout or ("batch-major" if triton and triton.backend != "python" else "batch-last")
     if triton:
-        check_entry(triton, arguments.out or arguments.model.with_suffix(""), layout)
+        check_entry(triton, arguments.out or default_place(arguments.model), layout)
     with console.status("starting") as status:
         bundle = export(
             arguments.model,
@@ -93,8 +96,8 @@ def _export(arguments: argparse.Namespace) -> None:
             engine=engine,
             tolerance=arguments.tolerance,
             data=arguments.data,
-            grid=arguments.grid,
-            order=arguments.order,
+            **_approximation_options(arguments),
+            **reading_options(arguments),
             say=lambda doing: status.update(Text(doing)),  # TensorRT's names are no markup
         )
         entry = to_triton(bundle, triton, batch=engine.batch) if triton else None
@@ -107,6 +110,7 @@ def _export(arguments: argparse.Namespace) -> None:
     rows = [(a, a.parity["backend"] if a.parity else None, a.parity, a.reason) for a in manifest.artifacts]
     print_artifacts(screen, manifest, rows)
     print_estimates(screen, manifest)
+    print_approximations(screen, manifest)
     if any(not artifact.verified for artifact in manifest.artifacts):
         command = Text(f"relukan-verify {shlex.quote(str(bundle.path))}", "bold")
         screen.print(Text.assemble("\nOn the machine that will run it: ", command), soft_wrap=True)
@@ -124,6 +128,13 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
         raise InputError(f"--{given[0].replace('_', '-')} is a matter of the engine: add --trt")
     options = {name: getattr(arguments, name) for name in only_engine if name != "flavour"}
     return EngineOptions(batch=tuple(arguments.batch), **options)
+
+
+def _approximation_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.bound is not None and not (arguments.strict_ops or arguments.approximate):
+        raise InputError("--bound is a matter of what is approximated: add --strict-ops for SiLU, or --approximate")
+    options = {"strict_ops": arguments.strict_ops, "approximate": arguments.approximate}
+    return options if arguments.bound is None else {**options, "bound": arguments.bound}
 
 
 def _triton_options(arguments: argparse.Namespace) -> TritonOptions | None:

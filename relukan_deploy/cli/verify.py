@@ -13,6 +13,7 @@ from rich.text import Text
 from ..errors import MissingDeviceError, ParityError
 from ..gpu import find_gpu
 from ._command import console, make_parser, result_console, run
+from ._reading import add_reading_options, reading_options
 from ._report import describe_network, print_artifacts
 
 
@@ -22,8 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tolerance", type=float, help="instead of the one each artifact was exported with")
     parser.add_argument("--data", type=Path, help="table with the network's columns, to compare on as well")
     parser.add_argument("--checkpoint", type=Path, help="file the bundle was exported from; needed with --data")
-    parser.add_argument("--grid", type=int, help="of a reference ReLU-KAN whose intervals were trained")
-    parser.add_argument("--order", type=int, help="likewise")
+    add_reading_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     return run(parser, _verify, argv)
 
@@ -41,8 +41,7 @@ def _verify(arguments: argparse.Namespace) -> None:
                 tolerance=arguments.tolerance,
                 data=arguments.data,
                 checkpoint=arguments.checkpoint,
-                grid=arguments.grid,
-                order=arguments.order,
+                **reading_options(arguments),
                 say=lambda doing: status.update(Text(doing)),
             )
         except ParityError as error:  # shown like the others, then raised

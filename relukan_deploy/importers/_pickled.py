@@ -57,7 +57,7 @@ def read(path: Path) -> Any:
             raise _refusal(path, [found.group(1)]) from error
         if "torchscript" in text.lower():
             advice = f"it is a TorchScript file, which is a program. {_ADVICE}"
-        elif _NEWER_PICKLE in text and path.read_bytes()[:2] in (b"PK", b"\x80\x04", b"\x80\x05"):
+        elif _NEWER_PICKLE in text and _start(path) in (b"PK", b"\x80\x04", b"\x80\x05"):
             advice = f"it is a pickle of protocol 4 or later, which is not torch.save's own. {_ADVICE}"
         else:
             # What torch puts before this advises to read the file with weights_only=False.
@@ -91,6 +91,11 @@ def unpack(network: Inert) -> tuple[dict[str, Any], dict[str, str]]:
                 state[f"{prefix}{key}"] = value
         waiting += [(f"{prefix}{key}", child) for key, child in parts[2].items() if child is not None]
     return state, classes
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
 
 
 def _is_module(name: str) -> bool:

@@ -24,6 +24,7 @@ from ._arrays import is_on_gpu
 from .guard import Guard, Limits, Rows, Stats, limits_of
 
 if TYPE_CHECKING:
+    from ..checkpoint import Source
     from ..model import ReLUKAN
     from ..train import FitResult
 
@@ -129,8 +130,10 @@ class Runner:
         self,
         model: str | Path | ReLUKAN | FitResult | KanSpec,
         *,
+        source: Source | None = None,
         grid: int | None = None,
         order: int | None = None,
+        mult_arity: int | None = None,
     ) -> None:
         """Takes the weights of a retrained network, without building anything anew.
 
@@ -139,7 +142,7 @@ class Runner:
 
         Args:
             model: a checkpoint file, or a network: a `ReLUKAN`, a `KanSpec`, or what `fit` gave.
-            grid, order: for a reference ReLU-KAN whose intervals were trained.
+            source, grid, order, mult_arity: as for `load_checkpoint`.
 
         Raises:
             CheckpointError: the file cannot be read.
@@ -150,7 +153,7 @@ class Runner:
         """
         if self._running is None:
             self._closed()
-        spec = _read(model, grid, order)
+        spec = _read(model, source=source, grid=grid, order=order, mult_arity=mult_arity)
         _check_same_network(spec, self._bundle)
         artifact = self.artifact
         if not artifact.constants:
@@ -207,11 +210,11 @@ class Runner:
             running[0].close()
 
 
-def _read(model: str | Path | ReLUKAN | FitResult | KanSpec, grid: int | None, order: int | None) -> KanSpec:
+def _read(model: str | Path | ReLUKAN | FitResult | KanSpec, **reading: Any) -> KanSpec:
     if isinstance(model, (str, Path)):
         from ..checkpoint import load_checkpoint
 
-        return load_checkpoint(model, grid=grid, order=order).spec()
+        return load_checkpoint(model, **reading).spec()
     return model if isinstance(model, KanSpec) else model.spec()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,13 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     save(ReLUKAN([2, 4, 1]), "model.pt", columns=("a", "b"), targets=("c",))
     return Path("model.pt")
+
+
+@pytest.fixture
+def splines(model: Path) -> Path:
+    """splines.pt beside model.pt: as efficient-kan wrote it, 2 → 5 → 1, with SiLU on each edge."""
+    source = Path(__file__).parents[1] / "data" / "efficient_kan_2_5_1_g5k3_updated.pt"
+    return Path(shutil.copy(source, "splines.pt"))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -135,6 +143,21 @@ def test_data_is_compared_on_too(model: Path) -> None:
     assert parity["rows"] == len(bundle.golden()[0]) + 5
 
 
+def test_approximations_are_told_and_the_bound_reaches_them(splines: Path, capsys: Capture) -> None:
+    assert main([str(splines), "--strict-ops", "--bound", "1e-5", "--tolerance", "1e-3"]) == 0
+    (found,) = open_bundle("splines").manifest.approximations
+    assert (found.function, found.edges, found.bound) == ("SiLU", 15, 1e-5)
+    line = f"SiLU on 15 edges: {found.pieces} pieces of degree {found.degree}, within 1e-05 everywhere"
+    out = capsys.readouterr().out
+    assert f"{line} (measured {found.error:.1e})" in out
+    assert "Sigmoid" not in out
+
+
+def test_a_fifth_operator_is_told_with_how_to_avoid_it(splines: Path, capsys: Capture) -> None:
+    assert main([str(splines)]) == 0
+    assert "model.onnx: Sigmoid, a fifth operator, is for SiLU; --strict-ops avoids it" in capsys.readouterr().out
+
+
 def test_a_model_repository_is_written_from_the_bundle(model: Path, capsys: Capture) -> None:
     assert main([str(model), "--triton", "models", "--batch", "1", "8", "32"]) == 0
     title, entry, *_ = capsys.readouterr().out.splitlines()
@@ -182,13 +205,16 @@ def test_wrong_usage_is_2(model: Path, arguments: list[str]) -> None:
         (["nothing.pt"], "nothing.pt is not there: expected a model file"),
         (["."], ". is a folder: expected a model file"),
         (["text.pt"], "text.pt cannot be read: it is not a PyTorch file, or is truncated"),
-        (["other.pt"], "other.pt is not a checkpoint of relukan-deploy nor of the reference ReLU-KAN"),
+        (["other.pt"], "other.pt is not a checkpoint of relukan-deploy, the reference ReLU-KAN (relu_kan), pykan or"),
         (["model.pt", "--precision", "tf32"], "tf32 is a matter of the engine: add trt=True (--trt)"),
         (["model.pt", "--refittable"], "--refittable is a matter of the engine: add --trt"),
         (["model.pt", "--timing-cache", "x"], "--timing-cache is a matter of the engine: add --trt"),
         (["model.pt", "--batch", "4", "2", "8"], "batch needs 1 <= MIN <= OPT <= MAX, got 4 2 8"),
         (["model.pt", "--tolerance", "0"], "tolerance must be greater than 0, got 0.0"),
-        (["model.pt", "--grid", "5"], "model.pt holds its own grid and order: leave out --grid and --order"),
+        (["model.pt", "--grid", "5"], "model.pt is a checkpoint of relukan-deploy, and --grid is a matter of relu_kan"),
+        (["model.pt", "--bound", "1e-3"], "--bound is a matter of what is approximated: add --strict-ops for SiLU"),
+        (["model.pt", "--strict-ops", "--bound", "0"], "bound must be greater than 0, got 0.0"),
+        (["model.pt", "--approximate", "--bound", "-1"], "bound must be greater than 0, got -1.0"),
         (["model.pt", "-o", "folder"], "exists and is not a bundle: it is left alone. Choose another place with -o"),
         (["model.pt", "--data", "nothing.csv"], "nothing.csv is not there: expected a data file"),
         (["model.pt", "--triton-backend", "python"], "--triton-backend is a matter of Triton: add --triton REPO"),
