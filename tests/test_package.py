@@ -31,8 +31,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("api",),
     ("exporters", "runtime"),
     ("importers", "checkpoint", "train", "parity", "bundle", "_loop", "_examples"),
-    ("model", "lowering", "table", "_tabular"),
-    ("spec", "gpu", "_files", "_tensorrt"),
+    ("model", "approximation", "lowering", "table", "_tabular"),
+    ("spec", "splines", "gpu", "_files", "_tensorrt"),
     ("errors",),
 )
 NEVER_EACH_OTHER = ("exporters", "runtime")
