@@ -20,6 +20,7 @@ from ..errors import CheckpointError, MissingDependencyError
 __all__ = ["Config", "parse_config", "read_saved"]
 
 _CONFIG, _STATE = "_config.yml", "_state"
+_MOST = 1 << 20  # nodes: no memory for more is asked for, whatever a file says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +140,8 @@ def _check_names(
 
 
 def _count(value: Any, least: int = 0) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{value!r}, expected a whole number of {least} or more")
+    if type(value) is not int or not least <= value <= _MOST:
+        raise ValueError(f"{value!r}, expected a whole number from {least} to {_MOST}")
     return value
 
 

@@ -24,9 +24,7 @@ base, f and how many sums each product takes are not in a state dict, but in the
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +33,11 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from ..spec import KanSpec
-from ..splines import MOST_DEGREE, Function, SplineSpec
+from ..splines import Function, SplineSpec
 from ._pykan_files import Config, parse_config, read_saved
+from ._pykan_layers import Layer, matches, read_layers
 from ._pykan_symbolic import POWERS, symbolic_edges
 from ._ranges import layer_range
-from ._tensors import as_float64, check_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,54 +46,8 @@ __all__ = ["load", "matches", "read_saved"]
 
 Float64Array = NDArray[np.float64]
 
-_PREFIX = re.compile(r"act_fun\.(\d+)\.")
-_KEYS = {
-    "grid": "act_fun.{}.grid",
-    "coef": "act_fun.{}.coef",
-    "mask": "act_fun.{}.mask",
-    "scale_base": "act_fun.{}.scale_base",
-    "scale_sp": "act_fun.{}.scale_sp",
-    "symbolic_mask": "symbolic_fun.{}.mask",
-    "affine": "symbolic_fun.{}.affine",
-    "subnode_scale": "subnode_scale_{}",
-    "subnode_bias": "subnode_bias_{}",
-    "node_scale": "node_scale_{}",
-    "node_bias": "node_bias_{}",
-}
 _BASES = ("silu", "identity", "zero")
 _SAVECKPT = "save it with model.saveckpt('mark') and give mark_config.yml"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Layer:
-    """A layer of the file in float64, under pykan's names; shapes as above."""
-
-    index: int
-    grid: Float64Array
-    coef: Float64Array
-    mask: Float64Array
-    scale_base: Float64Array
-    scale_sp: Float64Array
-    symbolic_mask: Float64Array
-    affine: Float64Array
-    subnode_scale: Float64Array
-    subnode_bias: Float64Array
-    node_scale: Float64Array
-    node_bias: Float64Array
-
-    @property
-    def order(self) -> int:
-        return int(self.grid.shape[1] - self.coef.shape[2] - 1)
-
-    @property
-    def extra(self) -> int:
-        """How many more sums there are than outputs: a product of n sums takes n − 1 more."""
-        return self.subnode_bias.size - self.node_bias.size
-
-
-def matches(state: Mapping[str, object]) -> bool:
-    """Whether these are the keys of a pykan network."""
-    return any(isinstance(key, str) and _PREFIX.match(key) for key in state)
 
 
 def load(
@@ -117,7 +69,7 @@ def load(
         CheckpointError: keys are missing or unknown, shapes do not fit together or are not those of
             `config`, or something cannot be told from the file or computed by a `KanSpec`.
     """
-    layers = _read_layers(state)
+    layers = read_layers(state)
     if config is None:
         _refuse_symbolic(layers)
         told = Config(_nodes(layers), _arities(layers, mult_arity), "silu", None)
@@ -134,56 +86,11 @@ def load(
     return KanSpec(tuple(specs))
 
 
-def _nodes(layers: Sequence[_Layer]) -> tuple[int, ...]:
+def _nodes(layers: Sequence[Layer]) -> tuple[int, ...]:
     return (len(layers[0].grid), *(layer.node_bias.size for layer in layers))
 
 
-def _read_layers(state: Mapping[str, Tensor]) -> list[_Layer]:
-    names = set(map(str, state))
-    # No more layers than there are keys, whatever their numbers.
-    count = min(len(names), 1 + max((int(found[1]) for name in names if (found := _PREFIX.match(name))), default=0))
-    check_tensors(state, {key.format(index) for index in range(count) for key in _KEYS.values()}, "pykan")
-    layers: list[_Layer] = []
-    for index in range(count):
-        arrays = {name: as_float64(state[key.format(index)]) for name, key in _KEYS.items()}
-        _check_shapes(index, arrays, layers[-1].node_bias.size if layers else None)
-        layers.append(_Layer(index, **arrays))
-    return layers
-
-
-def _check_shapes(index: int, arrays: Mapping[str, Float64Array], previous: int | None) -> None:
-    shapes = {name: array.shape for name, array in arrays.items()}
-    inputs, sums = shapes["mask"] if arrays["mask"].ndim == 2 else (0, 0)
-    outputs = arrays["node_bias"].size
-    fits = (
-        arrays["grid"].ndim == 2
-        and arrays["coef"].ndim == 3
-        and shapes["grid"][0] == inputs
-        and shapes["coef"][:2] == shapes["scale_base"] == shapes["scale_sp"] == (inputs, sums)
-        and shapes["symbolic_mask"] == (sums, inputs)
-        and shapes["affine"] == (sums, inputs, 4)
-        and shapes["subnode_scale"] == shapes["subnode_bias"] == (sums,)
-        and shapes["node_scale"] == shapes["node_bias"] == (outputs,)
-        and 0 < outputs <= sums
-        and inputs > 0
-        and previous in (None, inputs)
-    )
-    if not fits:
-        raise CheckpointError(
-            f"layer {index} of this checkpoint of pykan does not fit together: "
-            + ", ".join(f"{_KEYS[name].format(index)} {shape}" for name, shape in shapes.items())
-            + (f"; the layer before has {previous} outputs" if previous is not None else "")
-        )
-    (_, knots), (*_, splines) = shapes["grid"], shapes["coef"]
-    order = knots - splines - 1
-    if not 1 <= order <= MOST_DEGREE or splines <= order:
-        raise CheckpointError(
-            f"layer {index} of this checkpoint of pykan has {knots} knots for {splines} splines, so order {order} "
-            f"and {splines - order} intervals: expected order 1 to {MOST_DEGREE} and at least 1 interval"
-        )
-
-
-def _refuse_symbolic(layers: Sequence[_Layer]) -> None:
+def _refuse_symbolic(layers: Sequence[Layer]) -> None:
     edges = [(layer.index, *edge) for layer in layers for edge in np.argwhere(layer.symbolic_mask).tolist()]
     if edges:
         index, output, source = edges[0]
@@ -194,7 +101,7 @@ def _refuse_symbolic(layers: Sequence[_Layer]) -> None:
         )
 
 
-def _arities(layers: Sequence[_Layer], mult_arity: int | None) -> tuple[tuple[int, ...], ...]:
+def _arities(layers: Sequence[Layer], mult_arity: int | None) -> tuple[tuple[int, ...], ...]:
     """Of a state dict alone, where neither `mult_arity` nor the counts may leave a doubt."""
     most = max(layer.extra for layer in layers) + 1
     certain = all(layer.extra <= 1 or layer.node_bias.size == 1 for layer in layers)
@@ -216,7 +123,7 @@ def _arities(layers: Sequence[_Layer], mult_arity: int | None) -> tuple[tuple[in
     )
 
 
-def _check_config(told: Config, layers: Sequence[_Layer], mult_arity: int | None) -> None:
+def _check_config(told: Config, layers: Sequence[Layer], mult_arity: int | None) -> None:
     extra = [sum(arity - 1 for arity in arities) for arities in told.arities]
     if told.nodes != _nodes(layers) or extra != [layer.extra for layer in layers]:
         raise CheckpointError(
@@ -240,7 +147,7 @@ def _said(nodes: Sequence[int], extra: Sequence[int]) -> str:
 
 
 def _spec_of(
-    layer: _Layer, base: str, arities: Sequence[int], names: Sequence[Sequence[str]] | None, box: Float64Array
+    layer: Layer, base: str, arities: Sequence[int], names: Sequence[Sequence[str]] | None, box: Float64Array
 ) -> SplineSpec:
     products = _products(layer.node_bias.size, arities)
     node_scale = np.ones_like(layer.subnode_scale)  # of each sum: a product is scaled in its first factor
@@ -280,7 +187,7 @@ def _products(outputs: int, arities: Sequence[int]) -> tuple[tuple[int, ...], ..
     return tuple(tuple(range(end - count, end)) for end, count in zip(ends, counts, strict=True))
 
 
-def _knots(layer: _Layer) -> tuple[Float64Array, NDArray[np.bool_]]:
+def _knots(layer: Layer) -> tuple[Float64Array, NDArray[np.bool_]]:
     """Increasing knots, and which inputs ``(in,)`` have no splines.
 
     Where data was constant when pykan fitted the grid to it, all knots are one. It divides 0 by 0 there,

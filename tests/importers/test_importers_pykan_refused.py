@@ -247,6 +247,7 @@ def test_what_a_configuration_lacks_is_named(key: str) -> None:
         {"width": [[2, 0], [3.0, 0], [1, 0]]},
         {"width": [[2, 0], [-3, 0], [1, 0]]},
         {"width": []},
+        {"width": [[2, 0], [3, 0], [1, 10**12]], "mult_arity": 2},
         {"mult_arity": "2", "width": [[2, 0], [3, 1], [1, 0]]},
         {"mult_arity": [[], [2], []]},
         {"mult_arity": [[]]},
