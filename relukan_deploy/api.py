@@ -162,7 +162,7 @@ def export(
 
     write = functools.partial(lower, spec, layout=layout, strict=strict_ops, bound=bound)
     forms = candidate_forms(spec, layout=layout, precision=precision, batch=options.batch[1])
-    say("choosing the form of the graph")
+    say("writing the graph")
     form, graph = _choose(forms, write, spec, layout, precision, tolerance, np.concatenate([x, table]))
     made = [graph]
     if trt:
