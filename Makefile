@@ -27,6 +27,7 @@ lint: $(READY)
 bench: $(VENV)/.ready-bench  ## the figures of the README, on this CPU, in a quarter of an hour
 	$(BIN)/python -m benchmarks.inference_cpu --json benchmarks/results/cpu-x86-64/inference_cpu.json
 	$(BIN)/python -m benchmarks.inference_cpu --isolate --json benchmarks/results/cpu-x86-64/pykan_alone.json
+	$(BIN)/python -m benchmarks.imported --json benchmarks/results/cpu-x86-64/imported.json
 	$(BIN)/python -m benchmarks.forms --json benchmarks/results/cpu-x86-64/forms.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/cpu-x86-64/startup.json
 	$(BIN)/python -m benchmarks.runner --json benchmarks/results/cpu-x86-64/runner.json

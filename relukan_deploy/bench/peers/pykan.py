@@ -8,20 +8,23 @@ import random
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from ...errors import InputError, MissingDependencyError
 
-__all__ = ["pykan"]
+__all__ = ["fast", "original", "pykan"]
 
 
 def pykan(widths: Sequence[int], *, grid: int, order: int) -> nn.Module:
-    """x ``(batch, widths[0])`` to y ``(batch, widths[-1])``: `KAN(...).speed().eval()`.
+    """x ``(batch, widths[0])`` to y ``(batch, widths[-1])``: `KAN(...)`, made `fast`. Raises as `original` does."""
+    return fast(original(widths, grid=grid, order=order))
 
-    The symbolic branch, which `speed()` turns off, is removed, and its record of the inputs' order is a
-    buffer that moves to the GPU with the parameters. Neither changes what is computed.
+
+def original(widths: Sequence[int], *, grid: int, order: int) -> Any:
+    """A `kan.KAN` as its package makes it, which writes no files; always the same one.
 
     Raises:
         MissingDependencyError: pykan, or a package that it imports, is not installed.
@@ -36,13 +39,21 @@ def pykan(widths: Sequence[int], *, grid: int, order: int) -> nn.Module:
             package = "pykan" if error.name in (None, "kan") else error.name
             raise MissingDependencyError("Timing pykan", package, "bench") from error
         # The list is its own to change; the folder is for what it might save.
-        model = KAN(width=list(widths), grid=grid, k=order, seed=0, auto_save=False, ckpt_path=folder)
+        return KAN(width=list(widths), grid=grid, k=order, seed=0, auto_save=False, ckpt_path=folder)
+
+
+def fast(model: Any) -> nn.Module:
+    """The same model, changed by `model.speed().eval()`.
+
+    The symbolic branch, which `speed()` turns off, is removed, and its record of the inputs' order is a
+    buffer that moves to the GPU with the parameters. Neither changes what is computed.
+    """
     model.symbolic_fun = nn.ModuleList()
     order_of_inputs: Tensor = model.input_id
     del model.input_id
     model.register_buffer("input_id", order_of_inputs, persistent=False)
-    fast: nn.Module = model.speed().eval()
-    return fast
+    sped_up: nn.Module = model.speed().eval()
+    return sped_up
 
 
 @contextlib.contextmanager
