@@ -12,35 +12,37 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from relukan_deploy.bench.subjects import make_inputs
 from relukan_deploy.bench.subjects.bound import bound_calls
 from relukan_deploy.bench.timing import Turn, measure, ratio, timed
 from relukan_deploy.exporters.to_onnx import to_onnx
+from relukan_deploy.importers import efficient_kan
 from relukan_deploy.lowering import candidate_forms
 from relukan_deploy.runtime._session import Level, make_session
 from relukan_deploy.runtime.ort_cpu import level_for
+from relukan_deploy.runtime.runner import from_graph, to_graph
 from relukan_deploy.spec import Form, KanSpec, Layout, Precision
 
 from ._networks import trained_like
 from ._report import figures, header, micro, new_console, print_header, write_json
+from ._spline_networks import trained
 
 NETWORKS = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10), (784, 64, 10))
-BATCHES = (1, 16, 64, 256, 1024)
-LAYOUTS: tuple[Layout, ...] = ("batch-last", "batch-major")
-FORMS: tuple[Form, ...] = ("direct", "quadratic")
+SPLINES = ((2, 5, 1), (4, 64, 64, 1), (64, 32, 10))
+BATCHES = (1, 2, 16, 64, 256, 1024)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-VARIANTS: dict[str, tuple[Layout, Form, Level]] = {
-    **{f"{layout} {form}": (layout, form, "ORT_ENABLE_ALL") for layout, form in itertools.product(LAYOUTS, FORMS)},
-    **{f"batch-last {form}, extended": ("batch-last", form, "ORT_ENABLE_EXTENDED") for form in FORMS},
-}
+LEVELS: tuple[Level, ...] = ("ORT_ENABLE_ALL", "ORT_ENABLE_EXTENDED")
+
+Variant = tuple[Layout, Form, Level]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,22 +53,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = new_console()
     values = header("forms")
     print_header(console, values)
+    networks = [("bumps", trained_like(widths).spec()) for widths in NETWORKS]
+    networks += [
+        ("splines", efficient_kan.load(trained("efficient-kan", widths, "random").state)) for widths in SPLINES
+    ]
     errors, results = [], []
-    for widths in NETWORKS:
-        spec = trained_like(widths).spec()
-        errors.append({"network": list(widths), "errors": measure_errors(spec)})
-        results += [time_batch(spec, batch, quick=options.quick) for batch in BATCHES]
-    print_errors(console, errors)
-    print_times(console, results)
+    for kind, spec in networks:
+        network = {"network": list(spec.widths), "of": kind}
+        errors.append({**network, "errors": measure_errors(spec)})
+        found = [{**network, **time_batch(spec, batch, quick=options.quick)} for batch in BATCHES]
+        print_network(console, errors[-1], found)
+        results += found
     if options.json:
         write_json(options.json, {**values, "errors": errors, "results": results})
 
 
-def prepared(x: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    """x ``(batch, in)`` as the graph takes it."""
-    if layout == "batch-last":
-        return np.ascontiguousarray(x.T)[np.newaxis, :, np.newaxis, :]  # (1, in, 1, batch)
-    return np.ascontiguousarray(x)[:, :, np.newaxis]  # (batch, in, 1)
+def variants(spec: KanSpec) -> dict[str, Variant]:
+    """By name, every way to write and to run the network."""
+    splines = "-" in candidate_forms(spec, layout="batch-last", precision="fp32", batch=1)[0]
+    forms: list[Form] = [form for form in get_args(Form) if ("-" in form) == splines]
+    found: dict[str, Variant] = {}
+    for form, level in itertools.product(forms, LEVELS):
+        found[f"batch-last {form}{', extended' * (level != LEVELS[0])}"] = ("batch-last", form, level)
+    for form in forms:
+        if not form.startswith("grouped"):  # it is there for the other layout
+            found[f"batch-major {form}"] = ("batch-major", form, LEVELS[0])
+    return found
 
 
 def measure_errors(spec: KanSpec) -> dict[str, dict[str, float]]:
@@ -74,35 +86,33 @@ def measure_errors(spec: KanSpec) -> dict[str, dict[str, float]]:
 
     Inputs are rounded to the precision first, so that it is the graph's error and not the input's.
     """
+    low, high = spec.domain.T
+    margin = 0.1 * (high - low)
+    rows = np.random.default_rng(1).uniform(low - margin, high + margin, (512, spec.in_features))
     found: dict[str, dict[str, float]] = {}
     for precision in PRECISIONS:
-        dtype = np.float16 if precision == "fp16" else np.float32
-        x = np.random.default_rng(1).uniform(-0.2, 1.2, (512, spec.in_features)).astype(dtype)
+        x = rows.astype(np.float16 if precision == "fp16" else np.float32).astype(np.float32)
         expected = spec.evaluate(x)
         found[precision] = {}
-        for name, (layout, form, level) in VARIANTS.items():
+        for name, (layout, form, level) in variants(spec).items():
             model = to_onnx(spec, layout=layout, form=form, precision=precision)
-            y = (
-                make_session(model, ["CPUExecutionProvider"], 1, level=level)
-                .run(None, {"x": prepared(x, layout)})[0]
-                .astype(np.float64)
-            )
-            y = y[0, :, 0].T if layout == "batch-last" else y[:, :, 0]  # (batch, out)
+            session = make_session(model, ["CPUExecutionProvider"], 1, level=level)
+            y = from_graph(session.run(None, {"x": to_graph(x, layout, precision)})[0], layout, precision)
             found[precision][name] = float(np.abs(y - expected).max() / np.abs(expected).max())
     return found
 
 
 def time_batch(spec: KanSpec, batch: int, *, quick: bool) -> dict[str, Any]:
-    x = np.random.default_rng(2).uniform(0, 1, (batch, spec.in_features)).astype(np.float32)
-    turns = {name: graph_turn(spec, x, *variant) for name, variant in VARIANTS.items()}
+    (x,) = make_inputs(spec.domain, batch, most=1)
+    ways = variants(spec)
+    turns = {name: graph_turn(spec, x, *variant) for name, variant in ways.items()}
     timings = measure(turns, rounds=9 if quick else 41)
     form = candidate_forms(spec, layout="batch-last", precision="fp32", batch=batch)[0]
     chosen, *others = sorted(
-        (name for name, variant in VARIANTS.items() if variant[0] == "batch-last"),
-        key=lambda name: VARIANTS[name][1:] != (form, level_for(form)),
+        (name for name, variant in ways.items() if variant[0] == "batch-last"),
+        key=lambda name: ways[name][1:] != (form, level_for(form)),
     )
     return {
-        "network": list(spec.widths),
         "batch": batch,
         "chosen": chosen,
         "others over chosen": {name: dataclasses.asdict(ratio(timings[name], timings[chosen])) for name in others},
@@ -114,30 +124,27 @@ def graph_turn(spec: KanSpec, x: NDArray[np.float32], layout: Layout, form: Form
     model = to_onnx(spec, layout=layout, form=form)
     outputs = (1, spec.out_features, 1, len(x)) if layout == "batch-last" else (len(x), spec.out_features, 1)
     session = make_session(model, ["CPUExecutionProvider"], 1, level=level)
-    return timed(*bound_calls(session, [prepared(x, layout)], outputs))
+    return timed(*bound_calls(session, [to_graph(x, layout, "fp32")], outputs))
 
 
-def print_errors(console: Console, errors: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="Largest difference from the float64 reference / largest answer")
-    for column in ("network", "precision", *VARIANTS):
-        table.add_column(column, justify="right")
-    for entry in errors:
-        for precision, by_variant in entry["errors"].items():
-            table.add_row(str(entry["network"]), precision, *(f"{by_variant[name]:.1e}" for name in VARIANTS))
-    console.print(table)
-
-
-def print_times(console: Console, results: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="Median time of one run in float32, µs (spread); * what is chosen for batch-last")
-    for column in ("network", "batch", *VARIANTS):
-        table.add_column(column, justify="right")
+def print_network(console: Console, errors: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(
+        title=f"{errors['network']} of {errors['of']}: median time in float32, µs (spread), * what is tried first; "
+        "largest error over the largest answer"
+    )
+    table.add_column("")
     for result in results:
-        cells = []
-        for name in VARIANTS:
-            timing = result["seconds"][name]
-            mark = "*" if name == result["chosen"] else ""
-            cells.append(f"{micro(timing['p50'])}{mark} ({timing['spread']:.0%})")
-        table.add_row(str(result["network"]), str(result["batch"]), *cells)
+        table.add_column(f"batch {result['batch']}", justify="right")
+    for precision in PRECISIONS:
+        table.add_column(precision, justify="right")
+    for name in errors["errors"]["fp32"]:
+        timings = [result["seconds"][name] for result in results]
+        marks = ["*" if result["chosen"] == name else "" for result in results]
+        cells = [
+            f"{micro(timing['p50'])}{mark} ({timing['spread']:.0%})"
+            for timing, mark in zip(timings, marks, strict=True)
+        ]
+        table.add_row(name, *cells, *(f"{errors['errors'][precision][name]:.1e}" for precision in PRECISIONS))
     console.print(table)
 
 
