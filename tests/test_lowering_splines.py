@@ -27,6 +27,7 @@ def spline_layer(
     steps = rng.uniform(0.5, 1.5, (inputs, grid + 2 * degree)) * 2 / grid
     knots = np.concatenate([np.zeros((inputs, 1)), np.cumsum(steps, axis=1)], axis=1)
     knots += rng.uniform(-0.2, 0.2, (inputs, 1)) - knots[:, [-1]] / 2
+    knots = knots.astype(np.float32)  # as a checkpoint holds them
     return SplineSpec(
         **{
             "degree": degree,
@@ -91,7 +92,8 @@ def test_every_form_is_exact_in_float64(seed: int, widths: list[int], grid: int,
     x = rows(spec)
     for form in forms_of(spec, layout):
         graph = lower(spec, layout=layout, form=form, precision="fp32")
-        assert error_of(by_numpy(graph, x, layout), spec.evaluate(x)) < 1e-9, form
+        tolerance = 5e-7 if form.endswith("-1") else 1e-9  # the first rounds constants to what float32 has
+        assert error_of(by_numpy(graph, x, layout), spec.evaluate(x)) < tolerance, form
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -110,7 +112,7 @@ def test_without_other_functions_all_branches_are_exact() -> None:
     x = rows(spec)[:60]
     for form in forms_of(spec, "batch-last"):
         graph = lower(spec, layout="batch-last", form=form, precision="fp32")
-        assert error_of(by_numpy(graph, x, "batch-last"), spec.evaluate(x)) < 1e-10
+        assert error_of(by_numpy(graph, x, "batch-last"), spec.evaluate(x)) < (5e-7 if form.endswith("-1") else 1e-10)
 
 
 def test_strict_graphs_hold_four_operators_and_others_sigmoid_too() -> None:
@@ -149,7 +151,7 @@ def test_features_are_as_few_as_the_blocks_allow() -> None:
         if form.startswith("direct-") and form != "direct-1"
     }
     assert features == {"direct-6": 11, "direct-4": 13, "direct-3": 15}
-    assert shapes["direct-1"]["layer0/power3/weight"].shape[2] == 11
+    assert shapes["direct-1"]["layer0/weight"].shape[1] == 3 * 8
 
 
 def test_blocks_that_make_no_difference_are_not_tried_twice() -> None:
@@ -224,3 +226,24 @@ def test_the_last_form_keeps_float32(seed: int, degree: int, layout: Layout) -> 
     for strict in (False, True):
         model = to_onnx(spec, layout=layout, strict=strict, bound=1e-7)
         assert error_of(run_onnx(model, x, layout), spec.evaluate(x)) < 5e-6
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("grid", [5, 50])
+def test_single_intervals_give_exact_zeros_beyond_each_spline(layout: Layout, grid: int) -> None:
+    count = grid + 3
+    spec = spline_network(
+        0,
+        [1, count],
+        grid=grid,
+        bias=np.zeros(count),
+        silu=np.zeros((count, 1)),
+        coefficients=np.eye(count)[:, np.newaxis],
+    )  # each output is one B-spline
+    knots = spec.layers[0].breaks[0]
+    x = np.linspace(knots[0] - 1, knots[-1] + 1, 5000).astype(np.float32).astype(np.float64)[:, np.newaxis]
+    found = run_onnx(to_onnx(spec, layout=layout), x, layout)
+    assert np.abs(found - spec.evaluate(x)).max() < 5e-7
+    beside = 1e-6  # a ramp may end one rounding error past the knot
+    outside = (x < knots[:count] - beside) | (x > knots[4:] + beside)
+    assert not found[outside].any()

@@ -5,10 +5,12 @@ Everything is built of ramps, which are 1 on one side, 0 on the other, and linea
 
     w(x) = ReLU(1 − g · ReLU(σ(x − t)))        σ = 1: from 1 at t down to 0 at t + 1/g; σ = −1: mirrored
 
-Two ways to write the sum of a layer's splines in powers of ramps, of degree d:
+Two ways to write the sum of a layer's splines of degree d:
 
-single intervals (N = 1): one ramp for each interval, and all its powers w, w², …, w^d, each with a Conv.
-    Nothing cancels: every coefficient is about as large as the spline is there. d · M features for M intervals.
+single intervals (N = 1): with u = 1 − w of each interval, the products u^k w^(d−k) give each B-spline by a
+    Conv within the input, and the B-splines give the sums. The weights are Bernstein's coefficients, at most 1
+    before they are scaled, and a B-spline is exactly 0 where it should be: as many digits as the recursion of
+    Cox and de Boor keeps, however fine the grid.
 
 blocks of N intervals: in a block a spline is a polynomial plus a truncated power (x − t)^d for each knot,
     so d-th powers of ramps that end at the block's edges span it: as many as there are intervals, and
@@ -25,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -37,6 +40,7 @@ from .graph import OPERATORS, Emitter, Float64Array, Graph
 
 __all__ = ["distinct_blocks", "lower_splines"]
 
+_BITS = 24  # of B-splines' values at knots, after the point: what float32 has
 _BLOCKS = (6, 4, 3)  # intervals in a block, the fastest first; with 2 it is no faster than with 1
 
 
@@ -233,7 +237,13 @@ def _samples(knots: Float64Array, pieces: Float64Array, begin: int, end: int) ->
 
 
 def _spline_pieces(layer: SplineSpec) -> Float64Array:
-    """The layer's splines on each interval, ``(sums, in, M, d + 1)`` by powers of u = (x − t_m) / h_m.
+    """The layer's splines on each interval, ``(sums, in, M, d + 1)`` by powers of u = (x − t_m) / h_m."""
+    pieces: Float64Array = np.einsum("oik,ikmd->oimd", layer.coefficients, _b_splines(layer), optimize=True)
+    return pieces
+
+
+def _b_splines(layer: SplineSpec) -> Float64Array:
+    """Each B-spline on each interval, ``(in, K, M, d + 1)`` by powers of u = (x − t_m) / h_m.
 
     The recursion of Cox and de Boor on polynomials instead of numbers.
     """
@@ -248,8 +258,25 @@ def _spline_pieces(layer: SplineSpec) -> Float64Array:
         left = _times(basis[:, :-1], (start - first) / rising, width / rising)
         right = _times(basis[:, 1:], (last - start) / falling, -width / falling)
         basis = left + right
-    pieces: Float64Array = np.einsum("oik,ikmd->oimd", layer.coefficients, basis, optimize=True)
-    return pieces
+    return basis
+
+
+def _bernstein(pieces: Float64Array) -> Float64Array:
+    """The weights ``(d, …, M)`` of u^k w^(d−k), k = 1 … d and w = 1 − u, for pieces ``(…, M, d + 1)``.
+
+    They are Bernstein's coefficients (Farouki 2012, Computer Aided Geometric Design 29, section 3) less the
+    value at u = 0, so that continuous pieces add up to the whole. Left of a piece all products are 0; right of it
+    u^d is 1, and the sum of its weights is exactly 0 in float32 too, in whatever order: the values at knots, at most
+    1, are rounded to the digits that float32 has, and no partial sum of their differences needs more.
+    """
+    degree = pieces.shape[-1] - 1
+    choose = np.array([[math.comb(k, i) / math.comb(degree, i) for i in range(degree + 1)] for k in range(degree + 1)])
+    values = pieces @ choose.T  # Bernstein's coefficients
+    counts = np.array([math.comb(degree, k) for k in range(degree + 1)])
+    weights = (values - values[..., :1]) * counts
+    ends = np.round(values[..., [0, -1]] * 2.0**_BITS) / 2.0**_BITS
+    weights[..., degree] = ends[..., 1] - ends[..., 0]
+    return np.moveaxis(weights[..., 1:], -1, 0)
 
 
 def _times(polynomials: Float64Array, constant: Float64Array, slope: Float64Array) -> Float64Array:
@@ -306,10 +333,13 @@ class _Writer:
         terms: list[_Term] = []
         bias = layer.bias
         if layer.coefficients.any():
-            pieces = self.block == 1
-            ramps = _by_interval(layer.knots, _spline_pieces(layer)) if pieces else _in_blocks(layer, self.block)
-            terms += self._ramps(name, x, ramps)
-            bias = bias + ramps.constant
+            if self.block == 1:
+                weight = layer.coefficients.reshape(sums, -1, 1)
+                terms.append((name, self._b_splines(f"{name}/basis", x, layer), weight))
+            else:
+                ramps = _in_blocks(layer, self.block)
+                terms += self._ramps(name, x, ramps)
+                bias = bias + ramps.constant
         if layer.functions:
             ramps = _functions(layer.functions, sums, layer.in_features, self.bound)
             terms += self._ramps(f"{name}/functions", x, ramps)
@@ -335,12 +365,27 @@ class _Writer:
 
     def _ramps(self, name: str, x: str, ramps: _Ramps) -> list[_Term]:
         """The terms of a sum of powers of ramps."""
-        tensors = self._powers(name, self._ramp(name, x, ramps.ones, ramps.zeros))
+        tensors = self._powers(f"{name}/w", self._ramp(name, x, ramps.ones, ramps.zeros))
         terms = []
         for power, weight in ramps.weights.items():
             term = f"{name}/power{power}" if len(ramps.weights) > 1 else name
             terms.append((term, tensors(power), self._spread(weight)))
         return terms
+
+    def _b_splines(self, name: str, x: str, layer: SplineSpec) -> str:
+        """The B-splines themselves, ``(in · K, 1)``."""
+        emit, degree = self.emit, layer.degree
+        w = self._ramp(name, x, layer.knots[:, :-1], layer.knots[:, 1:])
+        u = emit.node("Add", f"{name}/rising", emit.negated(f"{name}/negated", w), self._one())
+        w_power, u_power = self._powers(f"{name}/w", w), self._powers(f"{name}/u", u)
+        total = ""
+        for k, weight in enumerate(_bernstein(_b_splines(layer)), start=1):  # (in, K, M)
+            feature = u_power(k) if k == degree else emit.node("Mul", f"{name}/u{k}w", u_power(k), w_power(degree - k))
+            weight = weight.reshape(-1, weight.shape[2])
+            kernel = weight[..., np.newaxis] if self.grouped else weight[:, np.newaxis]
+            added = emit.conv(f"{name}/part{k}", feature, f"{name}/part{k}_", kernel, group=layer.in_features)
+            total = emit.node("Add", f"{name}/parts{k}", total, added) if total else added
+        return total
 
     def _ramp(self, name: str, x: str, ones: Float64Array, zeros: Float64Array) -> str:
         """w = ReLU(1 − g · ReLU(σ(x − t))): ``(in, F)``, or ``(in · F, 1)`` by a grouped Conv."""
@@ -358,20 +403,23 @@ class _Writer:
             value = emit.add(f"{name}/distance", x, f"{name}/ones", -sign * ones)  # exact near the knot
         value = emit.node("Relu", f"{name}/beyond", value)
         value = emit.node("Mul", f"{name}/slope", value, emit.elementwise(f"{name}/steepness", -steepness))
-        value = emit.node("Add", f"{name}/falling", value, emit.elementwise("one", np.array([[1.0]])))
+        value = emit.node("Add", f"{name}/falling", value, self._one())
         return emit.node("Relu", f"{name}/ramps", value)
 
-    def _powers(self, name: str, ramp: str) -> Callable[[int], str]:
-        """What gives the tensor of a power of the ramps; one that was asked for before is not made again."""
+    def _powers(self, name: str, value: str) -> Callable[[int], str]:
+        """What gives the tensor of a power of a value; one that was asked for before is not made again."""
 
         @functools.cache
         def power(exponent: int) -> str:
             if exponent == 1:
-                return ramp
+                return value
             half = power(exponent // 2)
-            return self.emit.node("Mul", f"{name}/w{exponent}", half, power(exponent - exponent // 2))
+            return self.emit.node("Mul", f"{name}{exponent}", half, power(exponent - exponent // 2))
 
         return power
+
+    def _one(self) -> str:
+        return self.emit.elementwise("one", np.array([[1.0]]))
 
     def _spread(self, weight: Float64Array) -> Float64Array:
         """A weight ``(out, in, F)`` as the Conv over ramps takes it."""
