@@ -23,6 +23,7 @@ from .bundle import (
     Artifact,
     Bundle,
     Manifest,
+    SplineShape,
     open_bundle,
     replacing_bundle,
     write_manifest,
@@ -158,6 +159,7 @@ def export(
         version=_next_version(out),
         versions=_versions(),
         approximations=approximations(spec, strict=strict_ops, bound=bound),
+        splines=tuple(_shape_of(layer) for layer in spec.layers if isinstance(layer, SplineSpec)),
     )
 
     write = functools.partial(lower, spec, layout=layout, strict=strict_ops, bound=bound)
@@ -197,6 +199,11 @@ def _choose(
         errors[form] = report.error
     form = next(form for form in forms if errors[form] <= 1.5 * min(errors.values()))
     return form, made[form]()
+
+
+def _shape_of(layer: SplineSpec) -> SplineShape:
+    sums, _, basis = layer.coefficients.shape
+    return SplineShape(layer.degree, basis, sums, branches=int(layer.silu.any()) + layer.polynomial.shape[2])
 
 
 def _write(

@@ -39,6 +39,7 @@ __all__ = [
     "Bundle",
     "File",
     "Manifest",
+    "SplineShape",
     "open_bundle",
     "replacing_bundle",
     "write_manifest",
@@ -97,6 +98,23 @@ class File:
 
 
 @dataclasses.dataclass(frozen=True)
+class SplineShape:
+    """How large one layer of splines is, in whatever form it was written.
+
+    Attributes:
+        degree: of its splines.
+        basis: how many splines there are on each input: grid + degree.
+        sums: how many sums of edges: the outputs, or more where some of them are multiplied.
+        branches: functions of each input beside its splines: SiLU, and powers of it.
+    """
+
+    degree: int
+    basis: int
+    sums: int
+    branches: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """What manifest.json says.
 
@@ -112,6 +130,7 @@ class Manifest:
         created: UTC, ISO 8601.
         files: SHA-256 and size in bytes of every file but the manifest.
         approximations: what the artifacts compute only within a bound, if anything.
+        splines: of each layer, for a network of splines; of bumps the graph's constants tell as much.
     """
 
     widths: tuple[int, ...]
@@ -127,6 +146,7 @@ class Manifest:
     created: str = ""
     files: Mapping[str, File] = dataclasses.field(default_factory=dict)
     approximations: tuple[Approximation, ...] = ()
+    splines: tuple[SplineShape, ...] = ()
 
     @property
     def in_features(self) -> int:
@@ -363,6 +383,11 @@ def _check(manifest: Manifest) -> None:
     for approximation in manifest.approximations:
         if not approximation.bound > 0:
             raise ValueError(f"{approximation.function} has the bound {approximation.bound}, expected more than 0")
+    if manifest.splines and len(manifest.splines) != len(widths) - 1:
+        raise ValueError(f"splines has {len(manifest.splines)} entries, expected {len(widths) - 1}")
+    for layer in manifest.splines:
+        if min(layer.degree, layer.basis - layer.degree, layer.sums, layer.branches + 1) < 1:
+            raise ValueError(f"a layer has the shape {layer}, expected basis > degree > 0 and sums > 0")
     if not any(artifact.kind == "onnx" for artifact in manifest.artifacts):
         raise ValueError("artifacts has no onnx entry, expected the graph that every export writes")
     for artifact in manifest.artifacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -17,7 +18,15 @@ BUMP_FORMS: tuple[Form, ...] = ("direct", "quadratic")
 
 
 def random_layer(
-    rng: np.random.Generator, inputs: int, outputs: int, *, grid: int, order: int, slope: float, dead: float = 0.0
+    rng: np.random.Generator,
+    inputs: int,
+    outputs: int,
+    *,
+    grid: int,
+    order: int,
+    slope: float,
+    dead: float = 0.0,
+    power: int = 2,
 ) -> LayerSpec:
     """Bumps on the lattice of [0, 1], moved a little. No output is steeper than `slope`.
 
@@ -30,9 +39,19 @@ def random_layer(
     starts, ends = np.where(crossed, ends, starts), np.where(crossed, starts, ends)
     coefficients = rng.uniform(-1, 1, (outputs, inputs, grid + order))
     coefficients[:, rng.random(starts.shape) < dead] = 0
-    # (1−t²)² is nowhere steeper than 1.54 half-widths, and order + 3 bumps overlap at most.
-    steepest = 1.54 * 2 / np.abs(ends - starts).min() * inputs * min(order + 3, grid + order)
-    return LayerSpec(starts, ends, coefficients * min(1.0, slope / steepest), rng.uniform(0.1, 0.9, outputs))
+    # (1−t²)^m is nowhere steeper than this, in half-widths, and order + 3 bumps overlap at most.
+    at = (2 * power - 1) ** -0.5
+    steepest = (
+        2
+        * power
+        * at
+        * (1 - at**2) ** (power - 1)
+        * 2
+        / np.abs(ends - starts).min()
+        * inputs
+        * min(order + 3, grid + order)
+    )
+    return LayerSpec(starts, ends, coefficients * min(1.0, slope / steepest), rng.uniform(0.1, 0.9, outputs), power)
 
 
 def random_network(
@@ -42,18 +61,19 @@ def random_network(
     grid: int = 5,
     order: int = 3,
     dead: float = 0.0,
+    power: int = 2,
     ranges: tuple[Array, Array] | None = None,
 ) -> KanSpec:
     """A network whose hidden layers do not stretch errors, so that rounding stays what it is."""
     rng = np.random.default_rng(seed)
     layers = [
-        random_layer(rng, i, o, grid=grid, order=order, slope=20 if n == len(widths) - 2 else 1, dead=dead)
+        random_layer(rng, i, o, grid=grid, order=order, slope=20 if n == len(widths) - 2 else 1, dead=dead, power=power)
         for n, (i, o) in enumerate(itertools.pairwise(widths))
     ]
     if ranges is not None:
         low, span = (each[:, np.newaxis] for each in ranges)
         first = layers[0]
-        layers[0] = LayerSpec(low + first.starts * span, low + first.ends * span, first.coefficients, first.bias)
+        layers[0] = dataclasses.replace(first, starts=low + first.starts * span, ends=low + first.ends * span)
     return KanSpec(tuple(layers))
 
 
@@ -111,6 +131,13 @@ def spline_network(
 def bump_layers(spec: KanSpec) -> tuple[LayerSpec, ...]:
     """The layers of a network that has bumps alone."""
     layers = tuple(layer for layer in spec.layers if isinstance(layer, LayerSpec))
+    assert len(layers) == len(spec.layers)
+    return layers
+
+
+def spline_layers(spec: KanSpec) -> tuple[SplineSpec, ...]:
+    """The layers of a network that has splines alone."""
+    layers = tuple(layer for layer in spec.layers if isinstance(layer, SplineSpec))
     assert len(layers) == len(spec.layers)
     return layers
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import bump_layers
+from networks import bump_layers, spline_layers, spline_network
 
 import relukan_deploy.bundle
 from relukan_deploy.api import export
 from relukan_deploy.approximation import Approximation
-from relukan_deploy.bundle import Bundle, open_bundle, replacing_bundle, write_manifest
+from relukan_deploy.bundle import Bundle, SplineShape, open_bundle, replacing_bundle, write_manifest
 from relukan_deploy.errors import BundleError
 from relukan_deploy.spec import KanSpec
 
@@ -287,6 +287,7 @@ def test_another_schema_version_is_named(copied: Path, sign: Sign, version: obje
 
 # --- what is refused: manifests that are whole, but wrong
 
+SPLINES = {"degree": 3, "basis": 8, "sums": 5, "branches": 1}
 NOT_TEXT: tuple[Any, ...] = (3, None, [], {}, True)
 BAD_FIELDS: dict[str, tuple[Any, ...]] = {
     "widths": ("35", 5, None, {}, [], [3], [3, "2"], [3, 0], [3, -2], [3, 2.0], [True, 2], [[3], 2]),
@@ -324,6 +325,11 @@ BAD_APPROXIMATION_FIELDS: dict[str, tuple[Any, ...]] = {
     "degree": ("5", None, 5.5),
     "interval": ("abc", 5, [], [1.0], ["0", "1"]),
 }
+BAD_SPLINES: tuple[Any, ...] = (
+    *("abc", None, 5, [5], [{}], [SPLINES]),
+    *([{**SPLINES, name: value}] * 2 for name in SPLINES for value in ("3", None, 2.5, -1)),
+    *([{**SPLINES, name: 0}] * 2 for name in ("degree", "basis", "sums")),
+)
 BAD_ENTRY_FIELDS: dict[str, tuple[Any, ...]] = {
     "sha256": (*NOT_TEXT, "", "0" * 64),
     "bytes": ("5", None, 5.5, -1, -3, [], 0),
@@ -356,6 +362,30 @@ def test_a_wrong_field_of_an_approximation_is_refused(copied: Path, sign: Sign, 
     sign(copied, {**read_json(copied), "approximations": [fields]})
     with pytest.raises(BundleError, match=r"manifest\.json"):
         open_bundle(copied)
+
+
+@pytest.mark.parametrize("splines", BAD_SPLINES, ids=repr)
+def test_wrong_splines_are_refused(copied: Path, sign: Sign, splines: Any) -> None:
+    sign(copied, {**read_json(copied), "splines": splines})
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        open_bundle(copied)
+
+
+def test_splines_are_what_the_network_has(tmp_path: Path) -> None:
+    (first,), (second,) = (
+        spline_layers(spline_network(0, [3, 4], powers=2)),
+        spline_layers(spline_network(0, [2, 2], grid=4, degree=2, silu=0)),
+    )
+    multiplied = dataclasses.replace(first, products=((0, 1), (2,)), offset=np.zeros(2))
+    found = export(KanSpec((multiplied, second)), tmp_path / "bundle").manifest.splines
+    assert found == (SplineShape(3, 8, sums=4, branches=3), SplineShape(2, 6, sums=2, branches=0))
+
+
+def test_a_bundle_of_bumps_has_no_splines_and_may_be_from_before_there_were_any(copied: Path, sign: Sign) -> None:
+    content = read_json(copied)
+    assert content.pop("splines") == []
+    sign(copied, content)
+    assert open_bundle(copied).manifest.splines == ()
 
 
 @pytest.mark.parametrize("interval", [None, (-1.5, 2.0)])

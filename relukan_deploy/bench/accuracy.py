@@ -102,7 +102,8 @@ def equal_accuracy(
         with _noting(skipped, f"{bundle.path.name} itself, at equal accuracy"):
             candidates.append(_of_bundle(bundle, rows, threads))
         own = candidates[0].error if candidates else None
-        for family in dict.fromkeys((OURS, _MLP, *against)):
+        ours = () if bundle.manifest.splines else (OURS,)  # splines are what `against` trains
+        for family in dict.fromkeys((*ours, _MLP, *against)):
             with _noting(skipped, f"{family} at equal accuracy"):
                 for trained in fitting.train_family(family, rows, grid=grid, order=order, steps=steps, say=say):
                     candidates.append(_of_trained(trained, threads))

@@ -7,8 +7,12 @@ layer with B bumps in all (in·K) and `out` answers costs it
     2·B·out        a product and a sum for each bump and answer
     out            the bias
 
-floating-point operations, and memory moves the rows and the answers once, and all weights once a call: the
-coefficients B·out, the biases, and s and e of each bump, all in the precision's size. It takes at least as
+floating-point operations. In a layer of splines of degree d, B are the splines, and making them takes
+2·d·(d + 2) for each input: de Boor's triangle, which makes the d + 1 that are not zero there. Each SiLU or
+power of an input takes one, and a product and a sum for each answer; the answers are the sums of edges.
+
+Memory moves the rows and the answers once, and all weights once a call: coefficients, biases, and s and e of
+each bump, or the knots of each input, all in the precision's size. It takes at least as
 long as the slowest of these operations at the rate of a large matrix product, these bytes at the rate of a
 large copy, and one launch. The basis cannot run at a matrix product's rate: the limit is out of reach, and
 how far off is what it is for.
@@ -41,7 +45,7 @@ __all__ = ["LayerWork", "ideal", "layers_of", "measure_peaks", "with_ideals"]
 
 Device = Literal["cpu", "gpu"]
 
-_BASIS_OPERATIONS = 5
+_BUMP_OPERATIONS = 5
 _BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 
 # Large enough for the peak, small enough for a second: rows and columns of the matrices, bytes of a copy.
@@ -53,37 +57,52 @@ _LAUNCHES = 500
 
 @dataclasses.dataclass(frozen=True)
 class LayerWork:
-    """One layer of a network, as a graph has it: without what never contributes.
+    """One layer of a network; of bumps, as a graph has it: without what never contributes.
 
     Attributes:
-        inputs, outputs: features.
-        bumps: basis functions on all inputs together, in·K.
+        inputs, outputs: features; of splines, the outputs are the sums of edges.
+        basis: bumps or splines on all inputs together, in·K.
+        degree: of the splines; None for bumps.
+        branches: other functions of all inputs together: SiLU, and powers.
     """
 
     inputs: int
-    bumps: int
+    basis: int
     outputs: int
+    degree: int | None = None
+    branches: int = 0
 
     @property
     def flops(self) -> int:
         """Floating-point operations for a row."""
-        return _BASIS_OPERATIONS * self.bumps + 2 * self.bumps * self.outputs + self.outputs
+        if self.degree is None:
+            making = _BUMP_OPERATIONS * self.basis
+        else:
+            making = 2 * self.degree * (self.degree + 2) * self.inputs + self.branches
+        return making + 2 * (self.basis + self.branches) * self.outputs + self.outputs
 
     @property
     def parameters(self) -> int:
-        """Coefficients, biases, and s and e of each bump."""
-        return self.bumps * self.outputs + self.outputs + 2 * self.bumps
+        """Coefficients, weights of branches, biases, and s and e of each bump or the knots of each input."""
+        knots = 2 * self.basis if self.degree is None else self.basis + (self.degree + 1) * self.inputs
+        return (self.basis + self.branches) * self.outputs + self.outputs + knots
 
 
 def layers_of(bundle: Bundle) -> list[LayerWork]:
-    """The layers of a bundle's graph, from the shapes of its constants.
+    """The layers of a bundle: of bumps, from the shapes of its graph's constants.
 
     Raises:
         InputError: the manifest does not name them.
     """
-    artifact = next(artifact for artifact in bundle.manifest.artifacts if artifact.kind == "onnx")
-    layers, inputs = [], bundle.manifest.in_features
-    for index in range(len(bundle.manifest.widths) - 1):
+    manifest = bundle.manifest
+    if manifest.splines:
+        return [
+            LayerWork(inputs, inputs * each.basis, each.sums, each.degree, inputs * each.branches)
+            for inputs, each in zip(manifest.widths[:-1], manifest.splines, strict=True)
+        ]
+    artifact = next(artifact for artifact in manifest.artifacts if artifact.kind == "onnx")
+    layers, inputs = [], manifest.in_features
+    for index in range(len(manifest.widths) - 1):
         outputs, *rest = _weight_shape(bundle, artifact, index)
         layers.append(LayerWork(inputs, math.prod(rest), outputs))
         inputs = outputs

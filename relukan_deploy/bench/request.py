@@ -26,7 +26,7 @@ class Request:
         bundle: its path.
         backends: of `relukan_deploy.runtime.BACKENDS`.
         peers: of `relukan_deploy.bench.peers.PEERS`.
-        engines: that run peers, and our own network in PyTorch; see `peer_subjects`. None, and neither is run.
+        engines: that run peers, and a ReLU-KAN of our own in PyTorch; see `peer_subjects`. None, and neither is run.
         threads: of the CPU, for each subject.
         grid, order: of the network; see `shape_of`.
     """
@@ -37,7 +37,7 @@ class Request:
     engines: tuple[str, ...] = ()
     threads: int = 1
     grid: int | None = None
-    order: int = 3
+    order: int | None = None
 
 
 class Opened(Protocol):
@@ -98,8 +98,10 @@ def open_here(request: Request) -> Here:
         try:
             from .subjects.torch_engines import peer_subjects
 
-            shape = shape_of(bundle, request.grid, request.order)
-            others, left_out = peer_subjects(shape, request.peers, threads=request.threads, engines=request.engines)
+            shape, ours = shape_of(bundle, request.grid, request.order), not bundle.manifest.splines
+            others, left_out = peer_subjects(
+                shape, request.peers, threads=request.threads, engines=request.engines, ours=ours
+            )
             subjects += others
             skipped += left_out
         except RelukanError as error:

@@ -68,8 +68,8 @@ def _bench_parser() -> argparse.ArgumentParser:
         help="other networks of the same shape, with commas: pykan, efficient-kan, fast-kan, relu-kan. "
         "MLPs of the same widths and of as many parameters are always there",
     )
-    add("--grid", type=count, help="of the network (default: what the order leaves of its bumps)")
-    add("--order", type=int, default=3, help="of the network (default: %(default)s)")
+    add("--grid", type=count, help="of the network (default: what the order leaves of its basis)")
+    add("--order", type=int, help="of the network (default: its splines', or 3 for bumps)")
     add("--equal-accuracy", metavar="DATA", type=Path, help="train all of them on a table too, and time them as well")
     add("--target", metavar="COLUMN", help="of that table (default: the bundle's)")
     add("--error", type=float, help="at which they are compared: 1 − R², or the share of wrong classes")

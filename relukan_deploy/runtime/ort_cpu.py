@@ -68,10 +68,14 @@ def _open(model: bytes, artifact: Artifact, out_features: int, threads: int) -> 
 
 
 def _chunk_rows(artifact: Artifact) -> int:
-    """How many rows fill the cache: the widest layer's in · K decides, the inputs of its last Conv."""
+    """How many rows fill the cache: the widest layer's in · K decides."""
+    return max(_LEAST_CHUNK_ROWS, _CHUNK_ELEMENTS // widest_layer(artifact))
+
+
+def widest_layer(artifact: Artifact) -> int:
+    """How many numbers the widest layer makes of a row: its in · K, the inputs of its last Conv."""
     weights = (shape for name, shape in artifact.constants.items() if name.endswith("/weight"))
-    basis = max((math.prod(shape[1:]) for shape in weights), default=1)
-    return max(_LEAST_CHUNK_ROWS, _CHUNK_ELEMENTS // basis)
+    return max((math.prod(shape[1:]) for shape in weights), default=1)
 
 
 def _powers_of_two(most: int) -> list[int]:

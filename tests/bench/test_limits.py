@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import BUMP_FORMS
+from networks import BUMP_FORMS, spline_network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 
@@ -53,6 +53,26 @@ def test_the_work_of_2_5_1_is_what_is_counted_by_hand(bundle: Bundle) -> None:
     assert ideal(bundle, 1, "fp32", FAST).bytes == 4 * (weights + 3)
 
 
+def test_the_work_of_splines_is_what_is_counted_by_hand(tmp_path: Path) -> None:
+    # degree 3 on 5 intervals: 8 splines on each input, 30 operations for the 4 that are not zero, and SiLU
+    splines = export(spline_network(0, [2, 5, 1]), tmp_path / "bundle")
+    assert ideal(splines, 1, "fp32", FAST).flops == (2 * 31 + 2 * 9 * 5 * 2 + 5) + (5 * 31 + 5 * 9 * 2 + 1) == 493
+    # 9 weights for each edge, biases, and 12 knots for each input; and 2 numbers in, 1 out
+    weights = (2 * 9 * 5 + 5 + 2 * 12) + (5 * 9 + 1 + 5 * 12)
+    assert ideal(splines, 1, "fp32", FAST).bytes == 4 * (weights + 3)
+
+
+@pytest.mark.parametrize(("silu", "powers", "branches"), [(0.0, 0, 0), (1.0, 0, 1), (0.0, 2, 2), (1.0, 3, 4)])
+def test_every_other_branch_of_an_input_is_as_much_work_as_a_spline(
+    tmp_path: Path, silu: float, powers: int, branches: int
+) -> None:
+    splines = export(spline_network(0, [3, 4], grid=3, degree=2, silu=silu, powers=powers), tmp_path / "bundle")
+    (layer,) = layers_of(splines)
+    assert (layer.basis, layer.branches, layer.outputs) == (3 * 5, 3 * branches, 4)
+    assert layer.flops == 3 * 16 + 3 * branches + 2 * 3 * (5 + branches) * 4 + 4
+    assert layer.parameters == 3 * (5 + branches) * 4 + 4 + 3 * 8
+
+
 @pytest.mark.parametrize("batch", [1, 64, 65536])
 def test_operations_grow_with_the_batch_and_weights_do_not(bundle: Bundle, batch: int) -> None:
     one, many = (ideal(bundle, count, "fp32", FAST) for count in (1, batch))
@@ -75,7 +95,7 @@ def test_the_contraction_is_that_of_the_lowered_graphs_convs(bundle: Bundle, mak
     layers = layers_of(dataclasses.replace(bundle, manifest=manifest))
     weights = [graph.constants[node.inputs[1]] for node in graph.nodes if node.op == "Conv"]
     ending = [weight for weight in weights if weight.shape[0] in (7, 3)]  # not those that make bumps
-    assert sum(2 * layer.bumps * layer.outputs for layer in layers) == sum(2 * weight.size for weight in ending)
+    assert sum(2 * layer.basis * layer.outputs for layer in layers) == sum(2 * weight.size for weight in ending)
     assert [layer.inputs for layer in layers] == [4, 7]
 
 

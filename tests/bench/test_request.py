@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import spline_network
 
+from relukan_deploy.api import export
 from relukan_deploy.bench.request import Request, open_here
 from relukan_deploy.bundle import open_bundle, write_manifest
 from relukan_deploy.errors import BundleError
@@ -53,6 +55,17 @@ def test_peers_are_opened_beside_our_own_network_in_pytorch(bundle_path: Path) -
     networks = [each.contender.network for each in opened.subjects]
     assert networks == ["this network", "mlp, same widths", "mlp, same parameters"]
     assert {each.contender.engine for each in opened.subjects} == {"torch"}
+    opened.close()
+
+
+def test_splines_are_not_said_to_run_in_pytorch_as_a_network_of_ours(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    bundle = export(spline_network(0, [3, 5, 2]), tmp_path / "bundle")
+    opened = open_here(Request(str(bundle.path), ("onnxruntime-cpu",), ("efficient-kan",), ("torch",)))
+    assert [(each.contender.network, each.contender.engine) for each in opened.subjects] == [
+        *[("this network", "onnxruntime-cpu")] * 2,
+        ("efficient-kan", "torch"),
+    ]
     opened.close()
 
 

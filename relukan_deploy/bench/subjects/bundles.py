@@ -21,7 +21,7 @@ from ...runtime._engine import EngineBackend
 from ...runtime._session import SessionBackend, make_session
 from ...runtime.guard import Guard
 from ...runtime.load import BACKENDS, check_golden, open_backend
-from ...runtime.ort_cpu import level_for
+from ...runtime.ort_cpu import level_for, widest_layer
 from ...runtime.runner import Backend, Runner
 from ..limits import layers_of
 from ..results import OURS, Contender
@@ -31,6 +31,7 @@ from .host import Bound, Call, Host
 
 __all__ = ["artifact_for", "bundle_subjects", "engine_subjects", "parameters_of", "shape_of"]
 
+_ORDER = 3  # of bumps, as the paper has it
 _TEMPORARIES = 3  # of a layer's basis, that ONNX Runtime holds at a time
 
 
@@ -71,7 +72,7 @@ def bundle_subjects(bundle: Bundle, backend: str, *, threads: int) -> list[Subje
             call=guarded,
         )
     chunk = running.chunk if isinstance(running, SessionBackend) else None
-    basis = _TEMPORARIES * 4 * max(layer.bumps for layer in layers_of(bundle))  # bytes for a row
+    basis = _TEMPORARIES * 4 * widest_layer(artifact)  # bytes for a row
     host = Host(
         base,
         parameters,
@@ -98,25 +99,29 @@ def artifact_for(bundle: Bundle, backend: str) -> Artifact:
 
 
 def parameters_of(bundle: Bundle) -> int:
-    """The numbers that the network has learnt: coefficients, biases, and s and e of each bump that it kept."""
+    """The numbers that the network has learnt: coefficients, biases, s and e of each bump that it kept, or knots."""
     return sum(layer.parameters for layer in layers_of(bundle))
 
 
-def shape_of(bundle: Bundle, grid: int | None = None, order: int = 3) -> Shape:
-    """What peers of the same size are built from: as many basis functions on each input as the bundle has bumps.
+def shape_of(bundle: Bundle, grid: int | None = None, order: int | None = None) -> Shape:
+    """What peers of the same size are built from: as many basis functions on each input as the bundle has.
 
     Args:
-        grid: of the network; None takes what the order leaves of the bumps.
-        order: of the network, which its graph does not tell.
+        grid: of the network; None takes what the order leaves of the basis functions.
+        order: of the network. None takes the degree of its splines; bumps do not tell, for them it is 3.
 
     Raises:
-        InputError: grid and order do not make as many basis functions.
+        InputError: grid and order do not make as many basis functions, or are not those of the splines.
     """
-    bumps = max(-(-layer.bumps // layer.inputs) for layer in layers_of(bundle))
-    given = bumps - order if grid is None else grid
-    if order < 0 or given < 1 or given + order != bumps:
+    degree = max((layer.degree for layer in bundle.manifest.splines), default=None)
+    basis = max(-(-layer.basis // layer.inputs) for layer in layers_of(bundle))
+    if order is None:
+        order = _ORDER if degree is None else degree
+    given = basis - order if grid is None else grid
+    if degree not in (None, order) or order < 0 or given < 1 or given + order != basis:
+        kind = "bumps" if degree is None else f"splines of order {degree}"
         raise InputError(
-            f"{bundle.path} has {bumps} bumps on each input, which are grid + order: "
+            f"{bundle.path} has {basis} {kind} on each input, which are grid + order: "
             f"got --grid {'not given' if grid is None else grid} --order {order}"
         )
     return Shape(bundle.manifest.widths, given, order, _domain(bundle))

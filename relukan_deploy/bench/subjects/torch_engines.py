@@ -26,7 +26,7 @@ ENGINES = (*TORCH_ENGINES, "onnxruntime-cpu", "onnxruntime-cuda", *_FLAVOURS)
 
 
 def peer_subjects(
-    shape: Shape, names: Sequence[str], *, threads: int, engines: Sequence[str]
+    shape: Shape, names: Sequence[str], *, threads: int, engines: Sequence[str], ours: bool = True
 ) -> tuple[list[Subject], list[Skipped]]:
     """Every peer in every engine, and our own network in those of PyTorch.
 
@@ -35,6 +35,7 @@ def peer_subjects(
         names: of `PEERS`.
         threads: of the CPU, for each.
         engines: of `ENGINES`.
+        ours: whether our own network is a ReLU-KAN. Imported splines are no module of ours.
 
     Raises:
         InputError: a peer or an engine is unknown.
@@ -55,7 +56,7 @@ def peer_subjects(
             usable.append(engine)
         except RelukanError as error:
             skipped.append(Skipped(engine, str(error)))
-    for network in _networks(shape, names if usable else (), skipped):
+    for network in _networks(shape, names if usable else (), skipped, ours=ours):
         for engine in usable:
             if network.reference and engine not in TORCH_ENGINES:
                 continue  # ours has a better export than PyTorch's
@@ -99,19 +100,23 @@ def _require(engine: str) -> None:
         open_device()
 
 
-def _networks(shape: Shape, names: Sequence[str], skipped: list[Skipped]) -> list[Network]:
-    import torch
-
-    from ..peers.ours import trained_like
-
+def _networks(shape: Shape, names: Sequence[str], skipped: list[Skipped], *, ours: bool) -> list[Network]:
     inputs = Inputs(shape.domain)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        ours = trained_like(shape)
-    networks = [Network(OURS, ours, shape, inputs, reference=ours.spec().evaluate)]
+    networks = [_our_network(shape, inputs)] if ours else []
     for name in names:
         try:
             networks += [Network(each, module, shape, inputs) for each, module in build(name, shape).items()]
         except RelukanError as error:
             skipped.append(Skipped(name, str(error)))
     return networks
+
+
+def _our_network(shape: Shape, inputs: Inputs) -> Network:
+    import torch
+
+    from ..peers.ours import trained_like
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ours = trained_like(shape)
+    return Network(OURS, ours, shape, inputs, reference=ours.spec().evaluate)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from networks import BUMP_FORMS
+from networks import BUMP_FORMS, spline_network
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "runtime"))
 
@@ -401,6 +401,42 @@ def test_a_grid_and_an_order_that_make_another_number_of_bumps_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"has 8 bumps on each input, which are grid \+ order: got --grid"):
         shape_of(bundle, grid, order)
+
+
+@pytest.fixture(scope="module")
+def splines(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of B-splines of degree 2 on 4 intervals, in a form that has other features."""
+    spec = spline_network(0, [3, 5, 2], grid=4, degree=2)
+    return export(spec, tmp_path_factory.mktemp("splines") / "bundle")
+
+
+def test_splines_tell_their_grid_and_their_order(splines: Bundle) -> None:
+    shape = shape_of(splines)
+    assert (shape.widths, shape.grid, shape.order) == ((3, 5, 2), 4, 2)
+    assert (shape_of(splines, 4).order, shape_of(splines, order=2).grid) == (2, 4)
+
+
+@pytest.mark.parametrize(("grid", "order"), [(5, None), (None, 3), (3, 3), (5, 1)])
+def test_a_grid_or_an_order_that_the_splines_have_not_is_refused(
+    splines: Bundle, grid: int | None, order: int | None
+) -> None:
+    with pytest.raises(
+        InputError, match=r"has 6 splines of order 2 on each input, which are grid \+ order: got --grid"
+    ):
+        shape_of(splines, grid, order)
+
+
+def test_the_numbers_of_splines_are_weights_biases_and_knots(splines: Bundle) -> None:
+    assert parameters_of(splines) == (3 * 5 * 7 + 5 + 3 * 9) + (5 * 2 * 7 + 2 + 5 * 9)
+
+
+def test_splines_are_timed_in_onnx_runtime(splines: Bundle) -> None:
+    subjects = bundle_subjects(splines, "onnxruntime-cpu", threads=1)
+    for subject in subjects:
+        assert len(subject.prepare(4)(3)) == 3
+        assert subject.bytes_for(64) > 0
+        subject.close()
+    assert [each.contender.data for each in subjects] == ["host", "bound"]
 
 
 def test_an_input_that_never_matters_is_given_numbers_from_0_to_1(bundle: Bundle) -> None:
