@@ -4,6 +4,9 @@ The basis and the two normalisations are those of Qiu et al. 2024 (arXiv:2406.02
 bump of eq. 9, and its reference implementation, which keeps the initial factor while the
 intervals train. Where the reference runs one Conv2d over the whole basis, this is one matrix
 product over in·K, the same numbers at a tenth of the time.
+
+Other powers than 2 are HRKAN's basis (So and Yung 2024, arXiv:2409.14248). `power` is the m of its paper; its
+code takes an `order`, raises to that and squares the result, so it computes m = 2 · order.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .errors import InputError
-from .spec import KanSpec, LayerSpec
+from .spec import MOST_POWER, KanSpec, LayerSpec
 
 __all__ = ["Normalization", "ReLUKAN", "ReLUKANLayer"]
 
@@ -27,7 +30,7 @@ Normalization = Literal["fixed", "peak"]
 class ReLUKANLayer(nn.Module):
     """One ReLU-KAN layer, x ``(..., in_features)`` to y ``(..., out_features)``.
 
-        y_o = bias_o + Σ_i Σ_j weight_oij · [ n_ij · ReLU(e_ij − x_i) · ReLU(x_i − s_ij) ]²
+        y_o = bias_o + Σ_i Σ_j weight_oij · [ n_ij · ReLU(e_ij − x_i) · ReLU(x_i − s_ij) ]^power
 
     with K = grid + order bumps j on each input, on the lattice s_j = (j − order)/grid,
     e_j = s_j + (order + 1)/grid at initialisation, so that the grid spans [0, 1].
@@ -38,9 +41,10 @@ class ReLUKANLayer(nn.Module):
         grid: number of grid intervals on [0, 1].
         order: how many intervals a bump reaches beyond its own.
         normalization: the factor n. "fixed" is 4·grid²/(order+1)², a constant, as in the
-            reference implementation. "peak" is 4/(e−s)², the paper's 16/(e−s)⁴ under the
-            square: every bump peaks at 1 however training moves s and e. They agree at
+            reference implementation. "peak" is 4/(e−s)², the papers' 16/(e−s)⁴ under the
+            square, or (2/(e−s))^2m under the m: every bump peaks at 1 however training moves s and e. They agree at
             initialisation.
+        power: m, 1 to 8; the smoothness of a bump: it has m − 1 continuous derivatives.
         train_intervals: whether s and e are parameters (the reference's `train_se`) or buffers.
         input_range: ``(in_features, 2)``, the minimum and maximum of each input; inputs are
             mapped from there to [0, 1] first. None leaves them as they are.
@@ -61,6 +65,7 @@ class ReLUKANLayer(nn.Module):
         grid: int = 5,
         order: int = 3,
         normalization: Normalization = "fixed",
+        power: int = 2,
         train_intervals: bool = True,
         input_range: Tensor | Sequence[Sequence[float]] | None = None,
     ) -> None:
@@ -69,6 +74,9 @@ class ReLUKANLayer(nn.Module):
         _check_at_least("out_features", out_features, 1)
         _check_at_least("grid", grid, 1)
         _check_at_least("order", order, 0)
+        _check_at_least("power", power, 1)
+        if power > MOST_POWER:
+            raise InputError(f"power must be at most {MOST_POWER}, got {power}")
         if normalization not in get_args(Normalization):
             raise InputError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
         self.in_features = in_features
@@ -76,6 +84,7 @@ class ReLUKANLayer(nn.Module):
         self.grid = grid
         self.order = order
         self.normalization: Normalization = normalization
+        self.power = power
         self.train_intervals = train_intervals
 
         steps = torch.arange(-order, grid, dtype=torch.float64)
@@ -114,7 +123,7 @@ class ReLUKANLayer(nn.Module):
         x = x.unsqueeze(-1)  # (..., in, 1)
         rising = functional.relu(x - self.starts)  # (..., in, K)
         falling = functional.relu(self.ends - x)  # (..., in, K)
-        return (rising * falling * self.normalizer()).square()
+        return (rising * falling * self.normalizer()) ** self.power
 
     def forward(self, x: Tensor) -> Tensor:
         """y ``(..., out_features)`` for x ``(..., in_features)``."""
@@ -123,7 +132,7 @@ class ReLUKANLayer(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.in_features}, {self.out_features}, grid={self.grid}, order={self.order}, "
-            f"normalization={self.normalization!r}, train_intervals={self.train_intervals}"
+            f"normalization={self.normalization!r}, power={self.power}, train_intervals={self.train_intervals}"
         )
 
     def spec(self) -> LayerSpec:
@@ -132,11 +141,12 @@ class ReLUKANLayer(nn.Module):
             starts, ends = self.starts.double(), self.ends.double()
             height = self.weight.double()
             if self.normalization == "fixed":
-                height = height * (float(self.normalizer()) * (ends - starts).square() / 4).square()
+                height = height * (float(self.normalizer()) * (ends - starts).square() / 4) ** self.power
             if self.input_range is not None:
                 low, high = self.input_range.double().unsqueeze(-1).unbind(1)  # (in, 1) each
                 starts, ends = low + starts * (high - low), low + ends * (high - low)
-        return LayerSpec(*(t.detach().cpu().numpy() for t in (starts, ends, height, self.bias.double())))
+            tensors = {"starts": starts, "ends": ends, "coefficients": height, "bias": self.bias.double()}
+        return LayerSpec(**{name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, power=self.power)
 
 
 class ReLUKAN(nn.Module):
@@ -144,7 +154,7 @@ class ReLUKAN(nn.Module):
 
     Args:
         widths: features before, between and after the layers, at least two numbers.
-        grid, order, normalization, train_intervals: as for `ReLUKANLayer`, for every layer.
+        grid, order, normalization, power, train_intervals: as for `ReLUKANLayer`, for every layer.
         input_range: for the first layer, ``(widths[0], 2)``.
 
     Raises:
@@ -158,6 +168,7 @@ class ReLUKAN(nn.Module):
         order: int = 3,
         *,
         normalization: Normalization = "fixed",
+        power: int = 2,
         train_intervals: bool = True,
         input_range: Tensor | Sequence[Sequence[float]] | None = None,
     ) -> None:
@@ -170,6 +181,7 @@ class ReLUKAN(nn.Module):
             "grid": grid,
             "order": order,
             "normalization": normalization,
+            "power": power,
             "train_intervals": train_intervals,
         }
         layers = [
@@ -179,6 +191,7 @@ class ReLUKAN(nn.Module):
                 grid=grid,
                 order=order,
                 normalization=normalization,
+                power=power,
                 train_intervals=train_intervals,
                 input_range=None if index else input_range,
             )

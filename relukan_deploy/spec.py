@@ -7,11 +7,11 @@ Its layers are `LayerSpec`, ReLU-KAN's, or `SplineSpec`, those of B-spline KANs 
 `LayerSpec` maps x ``(batch, in)`` to y ``(batch, out)`` by
 
     y_o = b_o + Σ_i Σ_j C_oij B_ij(x_i)
-    B_ij(x) = [ 4 · ReLU(e_ij − x) · ReLU(x − s_ij) / (e_ij − s_ij)² ]²
+    B_ij(x) = [ 4 · ReLU(e_ij − x) · ReLU(x − s_ij) / (e_ij − s_ij)² ]^m
 
-B is ReLU-KAN's bump (Qiu et al. 2024, arXiv:2406.02075, eq. 9) in the normalisation 16/(e−s)⁴,
-whose peak is 1. Any other normalisation is a factor on the coefficients, so C is in every case
-the height of the bump, whatever the scale of the input.
+With m = 2, B is ReLU-KAN's bump (Qiu et al. 2024, arXiv:2406.02075, eq. 9) in the normalisation 16/(e−s)⁴,
+whose peak is 1; other m are HRKAN's (So and Yung 2024, arXiv:2409.14248, section 3). Any other normalisation
+is a factor on the coefficients, so C is in every case the height of the bump, whatever the scale of the input.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import InputError
 from .splines import SplineSpec
 
-__all__ = ["Form", "KanSpec", "LayerSpec", "Layout", "Precision", "SplineSpec", "Task"]
+__all__ = ["MOST_POWER", "Form", "KanSpec", "LayerSpec", "Layout", "Precision", "SplineSpec", "Task"]
 
 Task = Literal["regression", "classification"]
 # What an artifact is written in; the docstring of lowering explains them.
@@ -38,6 +38,8 @@ Form = Literal[
 ]  # fmt: skip
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Float64Array = NDArray[np.float64]
+
+MOST_POWER = 8  # of a bump
 
 # Rows are evaluated in blocks, so that the (rows, in, K) basis stays near this many numbers.
 _BLOCK_ELEMENTS = 1 << 22
@@ -52,25 +54,29 @@ class LayerSpec:
         ends: e, ``(in, K)``. A bump with s ≥ e (training can cross them) is identically zero.
         coefficients: C, ``(out, in, K)``: the bump's contribution at its peak.
         bias: b, ``(out,)``.
+        power: m, 1 to 8.
 
-    All are stored as read-only float64 arrays.
+    Arrays are stored as read-only float64 arrays.
 
     Raises:
-        InputError: the shapes do not fit together, or a number is not finite.
+        InputError: the shapes do not fit together, the power is out of range, or a number is not finite.
     """
 
     starts: Float64Array
     ends: Float64Array
     coefficients: Float64Array
     bias: Float64Array
+    power: int = 2
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            array = np.array(getattr(self, field.name), dtype=np.float64)  # a copy of our own
+        if not 1 <= self.power <= MOST_POWER:
+            raise InputError(f"power must be from 1 to {MOST_POWER}, got {self.power}")
+        for name in ("starts", "ends", "coefficients", "bias"):
+            array = np.array(getattr(self, name), dtype=np.float64)  # a copy of our own
             if not np.isfinite(array).all():
-                raise InputError(f"{field.name} must be finite, got NaN or infinity in an array of {array.shape}")
+                raise InputError(f"{name} must be finite, got NaN or infinity in an array of {array.shape}")
             array.flags.writeable = False
-            object.__setattr__(self, field.name, array)
+            object.__setattr__(self, name, array)
         fits = (
             self.coefficients.ndim == 3
             and self.starts.shape == self.ends.shape == self.coefficients.shape[1:]
@@ -132,7 +138,7 @@ class LayerSpec:
         x = x[:, :, np.newaxis]  # (batch, in, 1)
         rising = np.maximum(x - starts, 0)  # (batch, in, K)
         falling = np.maximum(ends - x, 0)  # (batch, in, K)
-        bumps = (scale * falling * rising) ** 2  # (batch, in, K)
+        bumps = (scale * falling * rising) ** self.power  # (batch, in, K)
         flat = bumps.reshape(len(bumps), -1)  # (batch, in·K)
         weight = self.coefficients.reshape(self.out_features, -1).T.astype(x.dtype)  # (in·K, out)
         result: NDArray[Any] = flat @ weight + self.bias.astype(x.dtype)

@@ -98,6 +98,7 @@ def fit(
     grid: int = 5,
     order: int = 3,
     normalization: Normalization = "fixed",
+    power: int = 2,
     train_intervals: bool = True,
     epochs: int = 100,
     batch_size: int | None = None,
@@ -125,7 +126,7 @@ def fit(
             for the inputs, which None leaves unnamed.
         task: None infers it from the target, see `Table.infer_task`.
         hidden: widths of the hidden layers; () for a single layer.
-        grid, order, normalization, train_intervals: as for `ReLUKANLayer`.
+        grid, order, normalization, power, train_intervals: as for `ReLUKANLayer`.
         epochs: the most passes over the training rows.
         batch_size: rows for one step; None is a 32nd of the training rows, within 16 and 1024.
         learning_rate: at the start; it falls to 0 along a cosine over `epochs`.
@@ -157,6 +158,7 @@ def fit(
             grid,
             order,
             normalization=normalization,
+            power=power,
             train_intervals=train_intervals,
             input_range=torch.from_numpy(input_range(examples, training)),
         )

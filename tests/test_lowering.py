@@ -10,9 +10,10 @@ import pytest
 from graphs import by_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import LAYOUTS, Array, bump_layers, error_of, networks, random_network
+from networks import LAYOUTS, Array, bump_layers, error_of, networks, random_network, run_onnx
 
 from relukan_deploy.errors import InputError
+from relukan_deploy.exporters.to_onnx import to_onnx
 from relukan_deploy.lowering import Graph, candidate_forms, lower, storage_dtype
 from relukan_deploy.spec import Form, KanSpec, LayerSpec, Layout, Precision
 
@@ -212,6 +213,24 @@ def test_scales_are_powers_of_two(span: float) -> None:
     spec = random_network(0, [2, 1], ranges=(np.zeros(2), np.full(2, span)))
     scale = lower(spec, layout="batch-last", form="direct", precision="fp32").constants["input/scale"]
     assert (np.frexp(scale)[0] == 0.5).all()
+
+
+@pytest.mark.parametrize("power", range(1, 9))
+@pytest.mark.parametrize(("layout", "form"), CHOICES)
+def test_every_power_is_exact_in_float64(power: int, layout: Layout, form: Form) -> None:
+    spec = random_network(0, [3, 4, 2], power=power, dead=0.1, ranges=(np.full(3, -50.0), np.full(3, 130.0)))
+    x = np.random.default_rng(1).uniform(-80, 110, (60, 3))
+    graph = lower(spec, layout=layout, form=form, precision="fp32")
+    assert error_of(by_numpy(graph, x, layout), spec.evaluate(x)) < 1e-11
+
+
+@pytest.mark.parametrize("power", range(1, 9))
+def test_narrow_and_wide_bumps_of_every_power_fit_into_float32(power: int) -> None:
+    layer = LayerSpec(
+        np.array([[0.0, 0.49]]), np.array([[1.0, 0.51]]), np.array([[[1.0, 1.0]]]), np.zeros(1), power
+    )  # half-widths 1 : 50, to the 16th power 1 : 6e-28
+    spec, x = KanSpec((layer,)), np.linspace(-0.5, 1.5, 2001).astype(np.float32).astype(np.float64)[:, np.newaxis]
+    assert error_of(run_onnx(to_onnx(spec), x, "batch-last"), spec.evaluate(x)) < 1e-5
 
 
 # --- the choice of a form

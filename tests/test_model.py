@@ -57,6 +57,32 @@ def by_einsum(layer: ReLUKANLayer, x: Array) -> Array:
     return np.asarray(np.einsum("...ik,oik->...o", basis, w) + b)
 
 
+# --- powers
+
+
+@pytest.mark.parametrize("power", range(1, 9))
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_power_raises_the_normalised_bump(normalization: Normalization, power: int) -> None:
+    layer = layer_of(3, 2, move=0.05, normalization=normalization, power=power)
+    x = np.random.default_rng(0).uniform(-0.5, 1.5, (50, 3))
+    s, e, w, b = (t.detach().numpy() for t in (layer.starts, layer.ends, layer.weight, layer.bias))
+    # HRKAN's constant (2/(e−s))^2m, or what it is at initialisation, 4·grid²/(order+1)² to the m.
+    factor = np.full_like(s, (100 / 16) ** power) if normalization == "fixed" else (2 / (e - s)) ** (2 * power)
+    inside = np.clip(e - x[..., np.newaxis], 0, None) * np.clip(x[..., np.newaxis] - s, 0, None)
+    expected = np.einsum("nik,oik->no", inside**power * factor, w) + b
+    with torch.no_grad():
+        assert np.allclose(layer(torch.from_numpy(x)).numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("power", range(1, 9))
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_the_spec_of_each_power_is_the_network(normalization: Normalization, power: int) -> None:
+    model = network_of(3, 4, 2, normalization=normalization, power=power, input_range=[[-3.0, 5.0]] * 3)
+    x = np.random.default_rng(0).uniform(-4, 6, (50, 3))
+    with torch.no_grad():
+        assert np.allclose(model.spec().evaluate(x), model(torch.from_numpy(x)).numpy(), rtol=1e-10, atol=1e-12)
+
+
 # --- forward
 
 
@@ -289,6 +315,8 @@ def test_the_spec_carries_the_meaning_it_is_given() -> None:
         ({"grid": 0}, "grid must be a whole number of at least 1, got 0"),
         ({"grid": 2.0}, "grid must be a whole number of at least 1, got 2.0"),
         ({"grid": True}, "grid must be a whole number of at least 1, got True"),
+        ({"power": 0}, "power must be a whole number of at least 1, got 0"),
+        ({"power": 9}, "power must be at most 8, got 9"),
         ({"order": -1}, "order must be a whole number of at least 0, got -1"),
         ({"normalization": "none"}, "normalization must be one of ('fixed', 'peak'), got 'none'"),
         ({"input_range": [[0, 1]]}, "input_range must be (2, 2): minimum and maximum, got (1, 2)"),
@@ -318,5 +346,5 @@ def test_an_input_range_that_is_not_finite_is_refused(bound: float) -> None:
 
 def test_a_layer_prints_its_sizes_and_options() -> None:
     assert repr(ReLUKANLayer(2, 3)) == (
-        "ReLUKANLayer(2, 3, grid=5, order=3, normalization='fixed', train_intervals=True)"
+        "ReLUKANLayer(2, 3, grid=5, order=3, normalization='fixed', power=2, train_intervals=True)"
     )

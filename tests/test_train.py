@@ -110,13 +110,22 @@ def test_the_input_range_is_that_of_the_training_rows() -> None:
 
 def test_options_reach_the_network() -> None:
     result = fit(
-        inputs(), inputs()[:, 0], hidden=(3, 2), grid=4, order=2, normalization="peak", train_intervals=False, epochs=1
+        inputs(),
+        inputs()[:, 0],
+        hidden=(3, 2),
+        grid=4,
+        order=2,
+        normalization="peak",
+        power=3,
+        train_intervals=False,
+        epochs=1,
     )
     assert result.model.config == {
         "widths": [3, 3, 2, 1],
         "grid": 4,
         "order": 2,
         "normalization": "peak",
+        "power": 3,
         "train_intervals": False,
     }
 

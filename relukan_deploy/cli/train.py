@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--grid", type=int, default=5, help="grid intervals (default: %(default)s)")
     add("--order", type=int, default=3, help="spline order (default: %(default)s)")
     add("--normalization", choices=("fixed", "peak"), default="fixed", help="(default: %(default)s)")
+    add("--power", type=int, default=2, help="of a bump, 1 to 8; higher is smoother (default: %(default)s)")
     add("--fixed-intervals", action="store_true", help="train the coefficients only, not where the bumps are")
 
     training = parser.add_argument_group("training")
@@ -103,6 +104,7 @@ def _train(arguments: argparse.Namespace) -> None:
                 grid=arguments.grid,
                 order=arguments.order,
                 normalization=arguments.normalization,
+                power=arguments.power,
                 train_intervals=not arguments.fixed_intervals,
                 epochs=arguments.epochs,
                 batch_size=arguments.batch_size,

@@ -8,8 +8,9 @@ What is done, in this order:
    and lie around 0, so that float16 neither overflows nor loses the small ones. Scales are powers
    of two, so they cost no precision. Between layers this is free: the Conv before produces z. At
    the network's input it costs an Add and a Mul, left out where the input is near such a scale.
-3. Each layer is written in one of two forms. With p = (e − z)(z − s), a bump is ReLU(p)² times a
-   constant that goes into the Conv, since s < e makes ReLU(e − z)·ReLU(z − s) = ReLU(p).
+3. Each layer is written in one of two forms. With p = (e − z)(z − s), a bump is ReLU(p)^m times a
+   constant that goes into the Conv (for m > 2 it is taken into account before the power, which would
+   under- or overflow), since s < e makes ReLU(e − z)·ReLU(z − s) = ReLU(p).
 
    direct, seven nodes: p is a product of two sums.
 
@@ -126,11 +127,11 @@ def _compact(spec: KanSpec, *, drop_dead: bool = True) -> list[LayerSpec]:
         rows = kept_inputs[:, np.newaxis]
         used = live[rows, order]
         compacted.append(
-            LayerSpec(
+            dataclasses.replace(
+                layer,
                 starts=np.where(used, layer.starts[rows, order], 0.0),
                 ends=np.where(used, layer.ends[rows, order], 0.0),
                 coefficients=np.where(used, layer.coefficients[:, rows, order], 0.0),
-                bias=layer.bias,
             )
         )
         kept_outputs = kept_inputs
@@ -210,10 +211,12 @@ def _direct(emit: Emitter, name: str, z: str, layer: LayerSpec, shift: Float64Ar
     falling = emit.add(f"{name}/falling", negated, f"{name}/ends", layer.ends)
     rising = emit.add(f"{name}/rising", z, f"{name}/starts", -layer.starts)
     product = emit.node("Mul", f"{name}/product", falling, rising)
-    clipped = emit.node("Relu", f"{name}/clipped", product)
-    bumps = emit.node("Mul", f"{name}/bumps", clipped, clipped)  # (in, K)
-    peak = np.where(layer.live, (layer.ends - layer.starts) / 2, 1.0) ** 4  # of what `bumps` holds
-    return _sum(emit, name, bumps, layer.coefficients / peak, layer.bias, shift, scale)
+    value = emit.node("Relu", f"{name}/clipped", product)
+    peak = np.where(layer.live, (layer.ends - layer.starts) / 2, 1.0) ** 2  # of `clipped`
+    if layer.power > 2:
+        value, peak = emit.node("Mul", f"{name}/unit", value, emit.elementwise(f"{name}/peaks", 1 / peak)), peak**0
+    bumps = emit.powers(f"{name}/bumps", value)(layer.power)  # (in, K)
+    return _sum(emit, name, bumps, layer.coefficients / peak**layer.power, layer.bias, shift, scale)
 
 
 def _quadratic(emit: Emitter, name: str, z: str, layer: LayerSpec, shift: Float64Array, scale: Float64Array) -> str:
@@ -235,7 +238,7 @@ def _quadratic(emit: Emitter, name: str, z: str, layer: LayerSpec, shift: Float6
         group=layer.in_features,
     )
     clipped = emit.node("Relu", f"{name}/clipped", parabola)
-    bumps = emit.node("Mul", f"{name}/bumps", clipped, clipped)  # (in·K, 1)
+    bumps = emit.powers(f"{name}/bumps", clipped)(layer.power)  # (in·K, 1)
     flat = layer.coefficients.reshape(layer.out_features, -1, 1)
     return _sum(emit, name, bumps, flat, layer.bias, shift, scale)
 

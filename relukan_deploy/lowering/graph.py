@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -131,6 +132,18 @@ class Emitter:
 
     def negated(self, output: str, value: str) -> str:
         return self.node("Mul", output, value, self.elementwise("minus_one", np.array([[-1.0]])))
+
+    def powers(self, name: str, value: str) -> Callable[[int], str]:
+        """What gives the tensor of a power of a value; one that was asked for before is not made again."""
+
+        @functools.cache
+        def power(exponent: int) -> str:
+            if exponent == 1:
+                return value
+            half = power(exponent // 2)
+            return self.node("Mul", f"{name}{exponent}", half, power(exponent - exponent // 2))
+
+        return power
 
     def elementwise(self, name: str, array: Float64Array) -> str:
         """A constant ``(in, K)``, stored once where all inputs share it."""

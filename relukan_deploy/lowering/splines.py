@@ -25,10 +25,8 @@ multiplication nodes select their factors by a Conv of zeros and ones.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -365,7 +363,7 @@ class _Writer:
 
     def _ramps(self, name: str, x: str, ramps: _Ramps) -> list[_Term]:
         """The terms of a sum of powers of ramps."""
-        tensors = self._powers(f"{name}/w", self._ramp(name, x, ramps.ones, ramps.zeros))
+        tensors = self.emit.powers(f"{name}/w", self._ramp(name, x, ramps.ones, ramps.zeros))
         terms = []
         for power, weight in ramps.weights.items():
             term = f"{name}/power{power}" if len(ramps.weights) > 1 else name
@@ -377,7 +375,7 @@ class _Writer:
         emit, degree = self.emit, layer.degree
         w = self._ramp(name, x, layer.knots[:, :-1], layer.knots[:, 1:])
         u = emit.node("Add", f"{name}/rising", emit.negated(f"{name}/negated", w), self._one())
-        w_power, u_power = self._powers(f"{name}/w", w), self._powers(f"{name}/u", u)
+        w_power, u_power = self.emit.powers(f"{name}/w", w), self.emit.powers(f"{name}/u", u)
         total = ""
         for k, weight in enumerate(_bernstein(_b_splines(layer)), start=1):  # (in, K, M)
             feature = u_power(k) if k == degree else emit.node("Mul", f"{name}/u{k}w", u_power(k), w_power(degree - k))
@@ -405,18 +403,6 @@ class _Writer:
         value = emit.node("Mul", f"{name}/slope", value, emit.elementwise(f"{name}/steepness", -steepness))
         value = emit.node("Add", f"{name}/falling", value, self._one())
         return emit.node("Relu", f"{name}/ramps", value)
-
-    def _powers(self, name: str, value: str) -> Callable[[int], str]:
-        """What gives the tensor of a power of a value; one that was asked for before is not made again."""
-
-        @functools.cache
-        def power(exponent: int) -> str:
-            if exponent == 1:
-                return value
-            half = power(exponent // 2)
-            return self.emit.node("Mul", f"{name}{exponent}", half, power(exponent - exponent // 2))
-
-        return power
 
     def _one(self) -> str:
         return self.emit.elementwise("one", np.array([[1.0]]))

@@ -188,7 +188,7 @@ def test_constants_are_not_inputs(layout: Layout) -> None:
 
 def test_nodes_are_named_for_messages_of_other_tools() -> None:
     names = [node.name for node in onnx.load_from_string(to_onnx(small_network())).graph.node]
-    assert "layer1/bumps" in names
+    assert "layer1/bumps2" in names
     assert len(set(names)) == len(names)
 
 
