@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_inputs_beyond_the_domain_do_not_matter(seed: int, beyond: float) -> Non
 
 @pytest.mark.parametrize("field", ["starts", "ends", "coefficients", "bias"])
 def test_arrays_are_read_only_copies(field: str) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "starts": np.zeros((2, 3)),
         "ends": np.ones((2, 3)),
         "coefficients": np.ones((1, 2, 3)),
@@ -202,7 +203,7 @@ def test_widths_are_the_features_between_layers() -> None:
 @pytest.mark.parametrize("field", ["starts", "ends", "coefficients", "bias"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_refused_by_name(field: str, value: float) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "starts": np.zeros((2, 3)),
         "ends": np.ones((2, 3)),
         "coefficients": np.ones((1, 2, 3)),
@@ -225,7 +226,7 @@ def test_a_number_that_is_not_finite_is_refused_by_name(field: str, value: float
 )
 def test_shapes_that_do_not_fit_are_all_told(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(InputError, match=r"coefficients \(out, in, K\) and bias \(out,\), got") as caught:
-        LayerSpec(*(np.ones(shape) for shape in shapes))
+        LayerSpec(*(np.ones(shape) for shape in shapes))  # type: ignore[arg-type]  # four arrays
     assert all(str(shape) in str(caught.value) for shape in shapes)
 
 
@@ -271,3 +272,9 @@ def test_inputs_of_another_shape_are_refused_with_both_shapes(shape: tuple[int, 
     with pytest.raises(InputError, match=r"x must be \(batch, 2\), got \(") as caught:
         KanSpec((layer_of(2, 3),)).evaluate(np.zeros(shape))
     assert str(caught.value).endswith(str(shape))
+
+
+@pytest.mark.parametrize("power", [0, 9])
+def test_a_power_out_of_range_is_refused(power: int) -> None:
+    with pytest.raises(InputError, match=f"power must be from 1 to 8, got {power}"):
+        dataclasses.replace(layer_of(2, 3), power=power)
