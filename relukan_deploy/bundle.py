@@ -121,8 +121,8 @@ class Manifest:
     Attributes:
         widths: features before, between and after the layers.
         task, columns, targets, labels: as in `KanSpec`.
-        domain: for each input the interval outside which it no longer matters, or None for an
-            input that never does.
+        domain: for each input the interval outside which it has left what was learnt, or None for an
+            input that never matters.
         artifacts: the files that compute the network.
         source: the checkpoint: its file name, SHA-256 and kind.
         version: 1, and one more each time the bundle is exported over an older one.

@@ -1,8 +1,8 @@
-"""What a network is asked outside its domain, where it silently answers with constants.
+"""What a network is asked outside its domain, where it silently answers without what it has learnt.
 
-Beyond its domain an input no longer influences the answer, and nothing in the answer shows it. So
-every row is compared with the domain before it is run; what lies outside is counted, and the
-caller decides what else happens.
+Beyond its domain an input has no influence on the answer any more, or only that of a branch which goes
+on (SiLU, powers), and nothing in the answer shows it. So every row is compared with the domain before
+it is run; what lies outside is counted, and the caller decides what else happens.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Guard:
         return (
             f"row {row} has {self._names[index]} = {rows[row, index]:g}, outside the domain "
             f"[{low[0, index]:g}, {high[0, index]:g}], "
-            "beyond which it no longer influences the answer"
+            "beyond which nothing was learnt"
         )
 
 

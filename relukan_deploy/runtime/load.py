@@ -43,7 +43,7 @@ def load(
         backend: one of `BACKENDS`, or "auto" for the first of them that the bundle has an artifact
             for and this machine can run. What is passed over is logged, with the reason.
         threads: of ONNX Runtime on a CPU; "auto" tries 1, 2, 4, … here and takes the fastest.
-        out_of_domain: what a value outside the domain leads to, where the network silently ignores it.
+        out_of_domain: what a value outside the domain leads to, of which the network has learnt nothing.
             "count" counts it in `Runner.stats`; "warn" also logs a warning, the first time for an
             input and each time its count is ten times as high; "raise" refuses the call; "clip" moves
             the value to the edge of the domain.
