@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from relukan_deploy.bench.results import OURS, Data
 from relukan_deploy.bench.stored import read
 
 from ._ratios import graph_of, run_ratios, spread, times
+from ._readme_imported import imported
+from ._readme_text import paragraph, rows_of
 
 Json = list[dict[str, Any]]
 Way = tuple[str, Data]
@@ -66,21 +67,13 @@ def rewritten(text: str, folder: Path) -> str:
     Raises:
         SystemExit: a marker is missing, or is there twice.
     """
-    for name, figures in {"inference": inference, "service": service}.items():
+    for name, figures in {"inference": inference, "imported": imported, "service": service}.items():
         begin, end = BEGIN.format(name), END.format(name)
         if text.count(begin) != 1 or text.count(end) != 1:
             raise SystemExit(f"README.md must have each of these lines once:\n{begin}\n{end}")
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{figures(folder)}\n{end}{rest.partition(end)[2]}"
     return text
-
-
-def paragraph(*sentences: str) -> str:
-    return textwrap.fill(" ".join(sentences), 118, break_long_words=False, break_on_hyphens=False)
-
-
-def rows_of(lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 # --- one call

@@ -65,6 +65,23 @@ def test_other_results_give_other_figures(recorded: Path) -> None:
     assert [cell.removesuffix(" ×").split(" · ") for cell in after[1:]] == others
 
 
+def test_imported_networks_have_their_own_figures(recorded: Path) -> None:
+    def change_all(content: Any) -> None:
+        for each in content["results"]:
+            if (each["library"], each["network"], each["batch"]) == ("pykan", [2, 5, 1], 1):
+                each["over this graph"]["ReLU-KAN"]["median"] = 99.0
+                each["over this graph"]["its own export"] = {"median": 123.0, "low": 120.0, "high": 130.0}
+                each["error"]["this graph"]["outside"] = 0.25
+
+    change(recorded / "imported.json", change_all)
+    text = readme.rewritten(TEXT, recorded)
+    assert row_of(text, "pykan's own export")[0] == "123 × (120–130)"
+    assert row_of(text, "pykan's own export")[1:] == row_of(TEXT, "pykan's own export")[1:]
+    assert "to 99 × the graph's time" in " ".join(text.split())
+    assert "to 123 × as long as it" in " ".join(text.split())
+    assert "is 2.5e-01 for the graphs" in " ".join(text.split())
+
+
 def test_a_network_that_was_not_measured_leaves_a_dash(recorded: Path) -> None:
     def skip(content: Any) -> None:
         for engine in ("torch", "torch.compile"):
