@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._files import sha256
+from ._recipe import Recipe, Say, choose
 from ._tensorrt import Flavour
 from .approximation import approximations
 from .bundle import (
-    ENGINE,
     GOLDEN,
-    ONNX,
     Artifact,
     Bundle,
     Manifest,
@@ -30,14 +29,13 @@ from .bundle import (
 )
 from .errors import BundleError, InputError, MissingDependencyError, MissingDeviceError, ParityError
 from .exporters.rounding import emulate_in_float32
-from .exporters.to_onnx import count_operators, serialise
-from .exporters.to_tensorrt import Engine, EngineOptions, build_engine
+from .exporters.to_tensorrt import EngineOptions
 from .gpu import find_gpu
-from .lowering import Graph, candidate_forms, engine_form, lower
-from .parity import STANDARD_BATCHES, TOLERANCES, ParityReport, compare, golden_inputs
+from .lowering import engine_form
+from .parity import STANDARD_BATCHES, ParityReport, compare, golden_inputs
 from .runtime._session import SessionBackend, make_session
 from .runtime.load import BACKENDS, open_backend
-from .spec import Form, KanSpec, Layout, Precision
+from .spec import KanSpec, Layout, Precision
 from .splines import SplineSpec
 
 if TYPE_CHECKING:
@@ -50,10 +48,6 @@ __all__ = ["Check", "default_place", "export", "verify"]
 
 _MOST_DATA_ROWS = 4096  # of a user's table that are compared besides the golden inputs
 _MOST_ONNX_ROWS = 4096  # in one batch, when a graph is compared at the limits of its engine
-
-Write = Callable[..., Graph]  # `lower`, with all but the form and the precision given
-Say = Callable[[str], None]
-"""Called with what is being done now, in a few words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +113,7 @@ def export(
         approximate: write edges that compute sin, exp and the like as piecewise polynomials. Without
             it a network that has some is refused.
         bound: the largest error of each such SiLU, for all real numbers, and of each such edge,
-            absolute. The answers still have to be within the tolerance.
+            absolute. Where the answers would not be within the tolerance, a tenth or a hundredth of it.
         source, grid, order, mult_arity: as for `load_checkpoint`.
         say: told what is being done.
 
@@ -147,6 +141,9 @@ def export(
     x = golden_inputs(spec, precision=precision)
     table = _data_rows(spec, data)
 
+    say("writing the graph")
+    wanted = Recipe(spec, layout, precision, tolerance, strict=strict_ops, bound=bound)
+    recipe, form, graph = choose(wanted, batch=options.batch[1], x=np.concatenate([x, table]))
     manifest = Manifest(
         widths=spec.widths,
         task=spec.task,
@@ -158,47 +155,14 @@ def export(
         source=origin,
         version=_next_version(out),
         versions=_versions(),
-        approximations=approximations(spec, strict=strict_ops, bound=bound),
+        approximations=approximations(spec, strict=strict_ops, bound=recipe.bound),
         splines=tuple(_shape_of(layer) for layer in spec.layers if isinstance(layer, SplineSpec)),
     )
-
-    write = functools.partial(lower, spec, layout=layout, strict=strict_ops, bound=bound)
-    forms = candidate_forms(spec, layout=layout, precision=precision, batch=options.batch[1])
-    say("writing the graph")
-    form, graph = _choose(forms, write, spec, layout, precision, tolerance, np.concatenate([x, table]))
     made = [graph]
     if trt:
         say("building the engine")
-        made.append(_make_engine(write, spec, layout, engine_form(form), precision, tolerance, options, flavour, say))
+        made.append(recipe.engine(engine_form(form), options, flavour, say))
     return _write(out, manifest, made, spec, x, table, tolerance, say)
-
-
-def _choose(
-    forms: list[Form],
-    write: Write,
-    spec: KanSpec,
-    layout: Layout,
-    precision: Precision,
-    tolerance: float | None,
-    x: NDArray[np.float32],
-) -> tuple[Form, tuple[Artifact, bytes]]:
-    """The fastest form that is accurate enough, and its graph: within half the tolerance, or nearly as good as any."""
-    made = {form: functools.partial(_make_graph, write, layout, form, precision, tolerance) for form in forms}
-    if len(forms) == 1:
-        return forms[0], made[forms[0]]()
-    reference, errors = spec.evaluate(x), {}
-    for form in forms:
-        artifact, model = made[form]()
-        session = functools.partial(make_session, providers=["CPUExecutionProvider"], threads=1)
-        run = SessionBackend("onnxruntime-cpu", session, model, artifact, spec.out_features).run
-        report = compare(
-            run, x, reference, tolerance=artifact.tolerance, domain=spec.intervals, task=spec.task, batches=[len(x)]
-        )
-        if report.error <= artifact.tolerance / 2:
-            return form, (artifact, model)
-        errors[form] = report.error
-    form = next(form for form in forms if errors[form] <= 1.5 * min(errors.values()))
-    return form, made[form]()
 
 
 def _shape_of(layer: SplineSpec) -> SplineShape:
@@ -291,66 +255,6 @@ def verify(
 def _check_tolerance(tolerance: float | None) -> None:
     if tolerance is not None and not 0 < tolerance < np.inf:
         raise InputError(f"tolerance must be greater than 0, got {tolerance}")
-
-
-def _make_graph(
-    write: Write, layout: Layout, form: Form, precision: Precision, tolerance: float | None
-) -> tuple[Artifact, bytes]:
-    """model.onnx."""
-    stored: Precision = "fp32" if precision == "tf32" else precision
-    graph = write(form=form, precision=stored)
-    model = serialise(graph)
-    artifact = Artifact(
-        file=ONNX,
-        kind="onnx",
-        precision=stored,
-        layout=layout,
-        form=form,
-        tolerance=tolerance or TOLERANCES[stored],
-        constants=_constant_shapes(graph),
-        details={"operators": count_operators(model, graph.operators), "opset": 22 if precision == "bf16" else 13},
-    )
-    return artifact, model
-
-
-def _make_engine(
-    write: Write,
-    spec: KanSpec,
-    layout: Layout,
-    form: Form,
-    precision: Precision,
-    tolerance: float | None,
-    options: EngineOptions,
-    flavour: Flavour | None,
-    say: Say,
-) -> tuple[Artifact, bytes]:
-    """model.engine, from a graph in the form that suits TensorRT."""
-    graph = write(form=form, precision=precision)
-    built = build_engine(
-        serialise(graph),
-        in_features=spec.in_features,
-        layout=layout,
-        precision=precision,
-        options=options,
-        flavour=flavour,
-        progress=lambda phase, done, total: say(f"building the engine: {phase.lower()} {done}/{total}"),
-    )
-    artifact = Artifact(
-        file=ENGINE,
-        kind=built.flavour,
-        precision=precision,
-        layout=layout,
-        form=form,
-        tolerance=tolerance or TOLERANCES[precision],
-        batch=options.batch,
-        constants=_constant_shapes(graph),
-        details=_engine_details(built, options),
-    )
-    return artifact, built.plan
-
-
-def _constant_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in graph.constants.items()}
 
 
 def _check(
@@ -519,20 +423,6 @@ def _data_rows(spec: KanSpec, data: str | Path | None) -> NDArray[np.float32]:
     from .table import read_inputs
 
     return read_inputs(data, spec.columns, spec.in_features)[:_MOST_DATA_ROWS]
-
-
-def _engine_details(engine: Engine, options: EngineOptions) -> dict[str, Any]:
-    return {
-        "version": engine.version,
-        "gpu": engine.gpu.name if engine.gpu else None,
-        "compute_capability": engine.gpu.compute_capability if engine.gpu else None,
-        "cuda": engine.gpu.cuda if engine.gpu else None,
-        "build_seconds": round(engine.build_seconds, 3),
-        "workspace": options.workspace,
-        "refittable": options.refittable,
-        "version_compatible": options.version_compatible,
-        "hardware_compatible": options.hardware_compatible,
-    }
 
 
 def _versions() -> dict[str, str]:

@@ -33,8 +33,8 @@ Task = Literal["regression", "classification"]
 Layout = Literal["batch-last", "batch-major"]
 Form = Literal[
     "direct", "quadratic",
-    "direct-6", "direct-4", "direct-3", "direct-1",
-    "grouped-6", "grouped-4", "grouped-3", "grouped-1",
+    "direct-6", "direct-4", "direct-3", "direct-2", "direct-1",
+    "grouped-6", "grouped-4", "grouped-3", "grouped-2", "grouped-1",
 ]  # fmt: skip
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Float64Array = NDArray[np.float64]

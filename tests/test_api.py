@@ -262,7 +262,7 @@ def test_the_plan_is_written_as_tensorrt_gave_it(
         plans.append(engine.plan)
         return engine
 
-    monkeypatch.setattr("relukan_deploy.api.build_engine", build)
+    monkeypatch.setattr("relukan_deploy._recipe.build_engine", build)
     export(spec, tmp_path / "bundle", trt=True, flavour="tensorrt-rtx")
     assert (tmp_path / "bundle" / "model.engine").read_bytes() == plans[0]
 
@@ -471,7 +471,7 @@ def test_a_network_too_narrow_for_the_quadratic_form_gets_the_direct_one(
         coefficients=rng.normal(size=(1, 4, bumps)),
         bias=np.zeros(1),
     )
-    monkeypatch.setattr("relukan_deploy.api.candidate_forms", lambda *_, **options: ["quadratic", "direct"])
+    monkeypatch.setattr("relukan_deploy._recipe.candidate_forms", lambda *_, **options: ["quadratic", "direct"])
     (artifact,) = export(KanSpec((layer,)), tmp_path / "bundle").manifest.artifacts
     assert artifact.form == "direct"
     assert artifact.verified

@@ -150,7 +150,7 @@ def test_features_are_as_few_as_the_blocks_allow() -> None:
         for form, found in shapes.items()
         if form.startswith("direct-") and form != "direct-1"
     }
-    assert features == {"direct-6": 11, "direct-4": 13, "direct-3": 15}
+    assert features == {"direct-6": 11, "direct-4": 13, "direct-3": 15, "direct-2": 19}
     assert shapes["direct-1"]["layer0/weight"].shape[1] == 3 * 8
 
 

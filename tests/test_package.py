@@ -28,7 +28,7 @@ HEAVY = (
 # The first names of a tuple are DESIGN.md's; the private ones are what those rooms are made of.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "bench"),
-    ("api",),
+    ("api", "_recipe"),
     ("exporters", "runtime"),
     ("importers", "checkpoint", "train", "parity", "bundle", "_loop", "_examples"),
     ("model", "approximation", "lowering", "table", "_tabular"),

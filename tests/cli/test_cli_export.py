@@ -284,17 +284,17 @@ def test_no_gpu_for_tensorrt_is_4(model: Path) -> None:
 
 
 INTERRUPT = """
-import signal, relukan_deploy.api
+import signal, relukan_deploy.api, relukan_deploy._recipe
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
 
 def interrupted(*arguments, **options):
     signal.raise_signal(signal.SIGINT)
 
-relukan_deploy.api.{function} = interrupted
+relukan_deploy.{function} = interrupted
 """
 
 
-@pytest.mark.parametrize("function", ["serialise", "write_manifest", "compare"])
+@pytest.mark.parametrize("function", ["_recipe.serialise", "api.write_manifest", "api.compare"])
 def test_ctrl_c_is_130_and_leaves_the_old_bundle(model: Path, function: str) -> None:
     main([str(model)])
     before = files(Path("model"))
