@@ -21,7 +21,7 @@ __all__ = ["Layer", "matches", "read_layers"]
 
 Float64Array = NDArray[np.float64]
 
-_PREFIX = re.compile(r"act_fun\.(\d+)\.")
+_PREFIX = re.compile(r"act_fun\.(\d{1,18})\.")
 _KEYS = {
     "grid": "act_fun.{}.grid",
     "coef": "act_fun.{}.coef",

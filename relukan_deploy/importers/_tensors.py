@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["as_float64", "check_tensors", "describe", "is_plain", "layer_count"]
 
+_MOST_EXPANDED = 1 << 24  # numbers of a tensor that are fewer in its file
+
 
 def is_plain(value: object) -> bool:
-    """Whether this is a dense tensor of floating-point numbers, in memory."""
+    """Whether this is a dense tensor of floating-point numbers, in memory.
+
+    A few numbers may stand for more, as torch's expand() makes them, but not for as many as would fill the memory.
+    """
     import torch
 
     return (
@@ -26,12 +31,20 @@ def is_plain(value: object) -> bool:
         and value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
         and value.layout == torch.strided
         and value.device.type == "cpu"
+        and value.numel() <= max(_MOST_EXPANDED, value.untyped_storage().nbytes() // value.element_size())
     )
 
 
 def describe(value: object) -> str:
-    """What it is, for a message: its dtype where it is a tensor, else its type."""
-    return str(getattr(value, "dtype", type(value).__name__))
+    """What it is, for a message: its dtype where it is a tensor, what else makes it unusual; else its type."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    unusual = [str(value.layout).removeprefix("torch.")] if value.layout != torch.strided else []
+    unusual += [f"on device {value.device.type}"] if value.device.type != "cpu" else []
+    unusual += [f"of shape {tuple(value.shape)}"] if value.numel() > _MOST_EXPANDED else []
+    return ", ".join([str(value.dtype), *unusual])
 
 
 def as_float64(value: Tensor) -> NDArray[np.float64]:

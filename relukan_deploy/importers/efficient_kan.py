@@ -31,7 +31,7 @@ __all__ = ["Base", "base_of", "load", "matches"]
 
 Base = Literal["silu", "identity"]
 _LIBRARY = "efficient-kan"
-_KEY = re.compile(r"layers\.(\d+)\.(?:base_weight|spline_weight|spline_scaler)$")
+_KEY = re.compile(r"layers\.(\d{1,18})\.(?:base_weight|spline_weight|spline_scaler)$")
 _KEYS = ("base_weight", "spline_weight", "grid")
 _BASES: Mapping[str, Base] = {
     "torch.nn.modules.activation.SiLU": "silu",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "matches"]
 
-_PREFIX = re.compile(r"rk_layers\.(\d+)\.")
+_PREFIX = re.compile(r"rk_layers\.(\d{1,18})\.")
 _KEYS = ("phase_low", "phase_height", "equal_size_conv.weight", "equal_size_conv.bias")
 
 

@@ -221,6 +221,33 @@ def test_a_value_that_is_no_plain_tensor_is_named(value: object) -> None:
     assert message.endswith(": expected a tensor of floating-point numbers")
 
 
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (torch.zeros(3, 2).to_sparse(), "torch.float32, sparse_coo"),
+        (torch.zeros(3, 2, device="meta"), "torch.float32, on device meta"),
+        (torch.zeros(1).expand(10**6, 10**6), "torch.float32, of shape (1000000, 1000000)"),
+    ],
+    ids=["sparse", "meta", "expanded"],
+)
+def test_what_makes_a_tensor_of_floats_unusable_is_said(value: torch.Tensor, what: str) -> None:
+    message = refusal({**state_of(2, 3), "layers.0.base_weight": value})
+    assert f"is {what}: expected a tensor" in message
+
+
+def test_a_tensor_that_torch_expanded_is_as_good_as_another() -> None:
+    state = state_of(2, 3)
+    state["layers.0.grid"] = state["layers.0.grid"][:1].expand(2, -1)
+    copied = {**state, "layers.0.grid": state["layers.0.grid"].clone()}
+    x = np.random.default_rng(0).uniform(-1, 1, (20, 2))
+    np.testing.assert_array_equal(efficient_kan.load(state).evaluate(x), efficient_kan.load(copied).evaluate(x))
+
+
+def test_a_layer_number_of_thousands_of_digits_is_an_unknown_key() -> None:
+    state = {**state_of(2, 3), f"layers.{'9' * 5000}.base_weight": torch.zeros(3, 2)}
+    assert "also holds layers.999" in refusal(state)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_number_that_is_not_finite_is_refused_by_name(value: float) -> None:
     state = state_of(2, 3)

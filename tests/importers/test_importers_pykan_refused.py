@@ -65,6 +65,11 @@ def test_an_enormous_layer_number_is_refused_at_once() -> None:
     )
 
 
+def test_a_layer_number_of_thousands_of_digits_is_an_unknown_key() -> None:
+    state = {**state_of(2, 3), f"act_fun.{'9' * 5000}.grid": torch.zeros(2, 8)}
+    assert "also holds act_fun.999" in refusal(state)
+
+
 @pytest.mark.parametrize("key", list(state_of(2, 3)))
 def test_a_tensor_of_the_wrong_shape_is_shown_with_the_others(key: str) -> None:
     state = state_of(2, 3)

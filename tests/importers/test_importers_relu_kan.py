@@ -208,6 +208,11 @@ def test_a_value_that_is_no_plain_tensor_is_named(value: object) -> None:
     assert message.endswith(": expected a tensor of floating-point numbers")
 
 
+def test_a_layer_number_of_thousands_of_digits_is_an_unknown_key() -> None:
+    state = {**state_of(2, 3), f"rk_layers.{'9' * 5000}.phase_low": torch.zeros(2, 8)}
+    assert "also holds rk_layers.999" in refusal(state)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_number_that_is_not_finite_is_refused_by_name(value: float) -> None:
     state = state_of(2, 3)
