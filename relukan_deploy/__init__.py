@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .api import export, verify
     from .checkpoint import load_checkpoint, save
     from .model import ReLUKAN, ReLUKANLayer
+    from .refinement import refine
     from .runtime.load import load
     from .train import fit
 
@@ -24,6 +25,7 @@ __all__ = [
     "fit",
     "load",
     "load_checkpoint",
+    "refine",
     "save",
     "verify",
 ]
@@ -37,11 +39,12 @@ _HOMES = {
     "fit": "train",
     "load": "runtime",
     "load_checkpoint": "checkpoint",
+    "refine": "refinement",
     "save": "checkpoint",
     "verify": "api",
 }
 # Names that need torch as soon as their module is imported.
-_NEEDS_TORCH = {"ReLUKAN", "ReLUKANLayer", "fit"}
+_NEEDS_TORCH = {"ReLUKAN", "ReLUKANLayer", "fit", "refine"}
 
 
 def __getattr__(name: str) -> Any:

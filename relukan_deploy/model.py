@@ -210,6 +210,12 @@ class ReLUKAN(nn.Module):
     def _layers(self) -> Iterable[ReLUKANLayer]:
         return self.layers  # type: ignore[return-value]  # nn.ModuleList forgets what it holds
 
+    def refine(self, grid: int, x: Tensor | None = None) -> ReLUKAN:
+        """A network on a finer grid, at first the best copy of this one: the `model` of `relukan_deploy.refine`."""
+        from .refinement import refine
+
+        return refine(self, grid, x).model
+
     def spec(self, **meaning: Any) -> KanSpec:
         """The network as a `KanSpec`; keyword arguments (task, columns, …) are passed on to it."""
         return KanSpec(layers=tuple(layer.spec() for layer in self._layers()), **meaning)

@@ -31,7 +31,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("api", "_recipe"),
     ("exporters", "runtime"),
     ("importers", "checkpoint", "train", "parity", "bundle", "_loop", "_examples"),
-    ("model", "approximation", "lowering", "table", "_tabular"),
+    ("model", "refinement", "approximation", "lowering", "table", "_tabular"),
     ("spec", "splines", "gpu", "_files", "_tensorrt"),
     ("errors",),
 )
@@ -101,7 +101,13 @@ for name in modules:
     importlib.import_module(name)
 """
 NEED_TORCH = {
-    *("relukan_deploy.model", "relukan_deploy.train", "relukan_deploy._loop", "relukan_deploy.bench.fitting"),
+    *(
+        "relukan_deploy.model",
+        "relukan_deploy.refinement",
+        "relukan_deploy.train",
+        "relukan_deploy._loop",
+        "relukan_deploy.bench.fitting",
+    ),
     *(name for name in MODULES if name.startswith("relukan_deploy.bench.peers.")),
 }
 SERVER = "relukan_deploy.runtime.serving."  # imported by what says first that its extra is missing
@@ -121,7 +127,7 @@ def test_serving_exporting_and_timing_import_no_heavy_package_before_they_need_i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ReLUKAN", "ReLUKANLayer", "fit"])
+@pytest.mark.parametrize("name", ["ReLUKAN", "ReLUKANLayer", "fit", "refine"])
 def test_a_name_that_needs_torch_says_how_to_install_it(name: str) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
