@@ -115,6 +115,18 @@ def test_without_other_functions_all_branches_are_exact() -> None:
         assert error_of(by_numpy(graph, x, "batch-last"), spec.evaluate(x)) < (5e-7 if form.endswith("-1") else 1e-10)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_power_of_one_input_does_not_overflow_for_another(layout: Layout) -> None:
+    """0 times infinity is NaN."""
+    polynomial = np.zeros((1, 2, 3))
+    polynomial[0, 0], polynomial[0, 1, 0] = (0.5, 0.25, -1.0), 2.0
+    spec = spline_network(0, [2, 1], polynomial=polynomial)
+    x = np.array([[0.5, 1e25], [-2.0, -1e30]])
+    for form in forms_of(spec, layout):
+        found = run_onnx(to_onnx(spec, layout=layout, form=form, precision="fp32"), x, layout)
+        assert error_of(found, spec.evaluate(x)) < 1e-6, form
+
+
 def test_strict_graphs_hold_four_operators_and_others_sigmoid_too() -> None:
     spec = spline_network(0, [2, 3, 1])
     for form in forms_of(spec, "batch-last"):

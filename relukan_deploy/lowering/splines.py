@@ -348,7 +348,9 @@ class _Writer:
             bias = bias + constant
         power = x
         for index, weight in enumerate(np.moveaxis(layer.polynomial, 2, 0)):
-            power = emit.node("Mul", f"{name}/x{index + 1}", power, x) if index else x
+            if index:
+                factor = self._powered(f"{name}/in_x{index + 1}", x, layer.polynomial[:, :, index:])
+                power = emit.node("Mul", f"{name}/x{index + 1}", power, factor)
             terms.append((f"{name}/x{index + 1}", power, weight[..., np.newaxis]))
         if not terms:  # constant, and it needs an input to take the batch size from
             terms.append((name, x, np.zeros((sums, layer.in_features, 1))))
@@ -414,6 +416,15 @@ class _Writer:
     def _shared(self, name: str, array: Float64Array, inputs: int) -> str:
         """A constant ``(F,)`` that is the same for each input, as it is combined with ramps."""
         return self.emit.elementwise(name, np.tile(array, inputs)[:, np.newaxis] if self.grouped else array[np.newaxis])
+
+    def _powered(self, name: str, x: str, weights: Float64Array) -> str:
+        """x, and 0 for inputs whose weights ``(sums, in, powers)`` are: what is multiplied by 0 must not overflow."""
+        used = weights.any(axis=(0, 2))
+        if used.all():
+            return x
+        return self.emit.node(
+            "Mul", name, x, self.emit.elementwise(f"{name}/used", used[:, np.newaxis].astype(np.float64))
+        )
 
     def _silu(self, name: str, x: str, weight: Float64Array) -> tuple[list[_Term], Float64Array]:
         """The terms of SiLU branches with weights ``(sums, in)``, and what they add to the bias."""
