@@ -419,7 +419,7 @@ class _Writer:
 
     def _powered(self, name: str, x: str, weights: Float64Array) -> str:
         """x, and 0 for inputs whose weights ``(sums, in, powers)`` are: what is multiplied by 0 must not overflow."""
-        used = weights.any(axis=(0, 2))
+        used = np.array(weights.any(axis=(0, 2)))
         if used.all():
             return x
         return self.emit.node(
