@@ -111,6 +111,18 @@ def test_a_bound_that_takes_the_answers_out_of_tolerance_is_named(tmp_path: Path
     assert not (tmp_path / "bundle").exists()
 
 
+def test_answers_between_the_inner_knots_are_close_for_themselves(tmp_path: Path) -> None:
+    """Where a network is trained; towards the outer knots this one's are several times as large."""
+    first = layer(2, 8, 1, silu=False)
+    coefficients = np.array(first.coefficients)
+    coefficients[:, :, [0, -1]] = 2.0
+    spec = KanSpec((dataclasses.replace(first, coefficients=coefficients),))
+    x = np.random.default_rng(5).uniform(first.knots[:, 3], first.knots[:, -4], (2000, 8)).astype(np.float32)
+    y = spec.evaluate(x)
+    answers = load(export(spec, tmp_path / "bundle"))(x)
+    assert np.abs(answers - y).max() < 1e-5 * np.abs(y).max()
+
+
 # --- functions
 
 
