@@ -8,6 +8,7 @@ tables worth half a percent of accuracy, and steadier from epoch to epoch.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -38,22 +39,23 @@ def train_epochs(
 ) -> Iterator[tuple[float, float, float, Network]]:
     """After each epoch: training loss, held-out score, minus the held-out loss, and the network.
 
-    The network is the average of recent weights, and goes on changing with the next epoch.
+    The network is the average of recent weights, in eval(), and goes on changing with the next epoch.
     Held-out rows are scored `block` at a time.
     """
     loss_of = functional.mse_loss if y.is_floating_point() else functional.cross_entropy
-    average = copy.deepcopy(model).requires_grad_(False)
-    # Only the coefficients are pulled to zero: a bias or an interval has no reason to be there.
+    average = copy.deepcopy(model).requires_grad_(False).eval()
+    model.train()
+    # Only the coefficients are pulled to zero: a bias, an interval or a normalisation has no reason to be there.
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (_WEIGHT_DECAY, 0.0)]
     for name, parameter in model.named_parameters():
-        groups[0 if name.endswith("weight") else 1]["params"].append(parameter)
+        groups[0 if name.endswith("weight") and parameter.ndim > 1 else 1]["params"].append(parameter)
     optimizer = torch.optim.AdamW(groups, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     random = torch.Generator().manual_seed(seed)
     steps = 0
     for _ in range(epochs):
         total = torch.zeros((), device=x.device)  # read once an epoch, so that a GPU is not waited for
-        for rows in torch.split(torch.randperm(len(x), generator=random).to(x.device), batch_size):
+        for rows in _batches(torch.randperm(len(x), generator=random).to(x.device), batch_size):
             loss = loss_of(model(x[rows]), y[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -71,10 +73,21 @@ def usual_batch_size(rows: int) -> int:
     return min(max(rows // 32, 16), 1024)
 
 
+def _batches(rows: Tensor, size: int) -> list[Tensor]:
+    """The rows, `size` at a time; one left over joins those before it, as batch normalisation needs two."""
+    batches = list(torch.split(rows, size))
+    if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 @torch.no_grad()
 def _move(average: nn.Module, model: nn.Module, share: float) -> None:
-    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, share)
+    """Moves the weights, and a normalisation's statistics, by this share of the way."""
+    pairs = (zip(of(average), of(model), strict=True) for of in (nn.Module.parameters, nn.Module.buffers))
+    for slow, fast in itertools.chain.from_iterable(pairs):
+        if slow.is_floating_point():
+            slow.lerp_(fast, share)
 
 
 @torch.no_grad()
