@@ -32,6 +32,7 @@ Source = Literal["relukan-deploy", "relu_kan", "pykan", "efficient-kan"]
 
 _FORMAT = "relukan-deploy checkpoint"
 _VERSION = 1
+_COUNT = "num_batches_tracked"  # of a normalisation; nothing depends on it, and it is no floating-point number
 _MEANING = ("task", "columns", "targets", "labels")
 
 _MATCHES: Mapping[Source, Callable[[Mapping[str, Any]], bool]] = {
@@ -107,7 +108,8 @@ def save(
     # What could not be exported is not written.
     spec = model.spec(task=task, columns=columns, targets=targets, labels=labels)
     meaning = {name: getattr(spec, name) for name in _MEANING}
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    tensors = model.state_dict().items()
+    state = {key: value.detach().cpu().contiguous() for key, value in tensors if not key.endswith(_COUNT)}
     header = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -269,7 +271,7 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: its configuration is incomplete or wrong ({error})") from error
     if content.get("sha256") != checksum:
         raise CheckpointError(f"{path} is damaged: it does not match the checksum it was saved with")
-    model = model.to(next(iter(state.values())).dtype)
+    model = model.to(next(iter(state.values())).dtype).eval()
     model.load_state_dict(state)
     named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in meaning.items()}
     checkpoint = Checkpoint(model, path, **named)
@@ -289,14 +291,18 @@ def _check_names(meaning: Mapping[str, Any]) -> None:
 
 def _expected_shapes(config: Mapping[str, Any], has_range: bool) -> dict[str, tuple[int, ...]]:
     """Of each tensor; known before a network is built, which a damaged size could make enormous."""
-    widths, bumps = config["widths"], config["grid"] + config["order"]
-    if len(widths) < 2 or not all(type(number) is int for number in (*widths, bumps)):
-        raise ValueError(f"widths {widths!r}, grid {config['grid']!r}, order {config['order']!r}")
+    widths, bumps, batch_norm = config["widths"], config["grid"] + config["order"], config.get("batch_norm", False)
+    if len(widths) < 2 or not all(type(number) is int for number in (*widths, bumps)) or type(batch_norm) is not bool:
+        raise ValueError(f"widths {widths!r}, grid {config['grid']!r}, order {config['order']!r}, {batch_norm=}")
     shapes: dict[str, tuple[int, ...]] = {"layers.0.input_range": (widths[0], 2)} if has_range else {}
     for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         shapes[f"layers.{index}.starts"] = shapes[f"layers.{index}.ends"] = (inputs, bumps)
         shapes[f"layers.{index}.weight"] = (outputs, inputs, bumps)
         shapes[f"layers.{index}.bias"] = (outputs,)
+        if batch_norm and index:
+            shapes[f"layers.{index}.input_range"] = (inputs, 2)
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                shapes[f"norms.{index - 1}.{name}"] = (inputs,)
     return shapes
 
 

@@ -11,9 +11,11 @@ code takes an `order`, raises to that and squares the result, so it computes m =
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +24,13 @@ from torch.nn import functional
 from .errors import InputError
 from .spec import MOST_POWER, KanSpec, LayerSpec
 
-__all__ = ["Normalization", "ReLUKAN", "ReLUKANLayer"]
+__all__ = ["Initialization", "Normalization", "ReLUKAN", "ReLUKANLayer"]
 
+Initialization = Literal["reference", "linear"]
 Normalization = Literal["fixed", "peak"]
+
+# What batch normalisation gives has mean 0 and deviation 1 at first: two deviations each way fill the next grid.
+_HIDDEN_RANGE = (-2.0, 2.0)
 
 
 class ReLUKANLayer(nn.Module):
@@ -107,6 +113,20 @@ class ReLUKANLayer(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
+    @torch.no_grad()
+    def reset_linear(self) -> None:
+        """Makes every edge nearly a straight line, zero in the middle of [0, 1], and every bias zero.
+
+        Slopes are uniform within ±√(3/in), so that the outputs spread as much as the inputs do. The random bumps of
+        `reset_parameters` make rough edges instead, and layers of them lose what the first one saw.
+        """
+        # Bumps weighted with their centres add up to x · (the sum of the bumps), which is (order + 1) times their
+        # mean height, 4^m · B(m + 1, m + 1).
+        total = (self.order + 1) * 4**self.power / (math.comb(2 * self.power, self.power) * (2 * self.power + 1))
+        slopes = torch.empty(self.out_features, self.in_features, 1).uniform_(-1, 1) * (3 / self.in_features) ** 0.5
+        self.weight.copy_(slopes.to(self.weight) * ((self.starts + self.ends - 1) / 2) / total)
+        self.bias.zero_()
+
     def normalizer(self) -> Tensor | float:
         """n, a number for "fixed" and ``(in, K)`` for "peak"."""
         if self.normalization == "fixed":
@@ -155,6 +175,11 @@ class ReLUKAN(nn.Module):
     Args:
         widths: features before, between and after the layers, at least two numbers.
         grid, order, normalization, power, train_intervals: as for `ReLUKANLayer`, for every layer.
+        batch_norm: normalise what each hidden layer gives, and span the next grid over [-2, 2]: activations
+            cannot leave the grids, as they do in deep networks without it. It is part of the constants in `spec`.
+            As always with it: train() and batches of two rows or more to train, eval() to use the network.
+        initialization: of the weights. "reference" is random, as in the reference implementation; "linear" begins
+            with edges that are nearly straight, which deep networks learn better from.
         input_range: for the first layer, ``(widths[0], 2)``.
 
     Raises:
@@ -170,9 +195,13 @@ class ReLUKAN(nn.Module):
         normalization: Normalization = "fixed",
         power: int = 2,
         train_intervals: bool = True,
+        batch_norm: bool = False,
+        initialization: Initialization = "reference",
         input_range: Tensor | Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
+        if initialization not in get_args(Initialization):
+            raise InputError(f"initialization must be one of {get_args(Initialization)}, got {initialization!r}")
         widths = tuple(widths)
         if len(widths) < 2:
             raise InputError(f"widths needs at least an input and an output size, got {list(widths)}")
@@ -183,6 +212,7 @@ class ReLUKAN(nn.Module):
             "normalization": normalization,
             "power": power,
             "train_intervals": train_intervals,
+            "batch_norm": batch_norm,
         }
         layers = [
             ReLUKANLayer(
@@ -193,22 +223,49 @@ class ReLUKAN(nn.Module):
                 normalization=normalization,
                 power=power,
                 train_intervals=train_intervals,
-                input_range=None if index else input_range,
+                input_range=([_HIDDEN_RANGE] * in_features if batch_norm else None) if index else input_range,
             )
             for index, (in_features, out_features) in enumerate(itertools.pairwise(widths))
         ]
         self.layers = nn.ModuleList(layers)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in (widths[1:-1] if batch_norm else ()))
+        if initialization == "linear":
+            for layer in layers:
+                layer.reset_linear()
         for layer in layers[:-1]:
             nn.init.constant_(layer.bias, 0.5)  # hidden activations begin in the middle of the next grid
 
     def forward(self, x: Tensor) -> Tensor:
         """y ``(..., widths[-1])`` for x ``(..., widths[0])``."""
-        for layer in self.layers:
-            x = layer(x)
+        for index in range(len(self.layers)):
+            x = self._after(index, x)
+        return x
+
+    def _after(self, index: int, x: Tensor) -> Tensor:
+        """What a layer, and the normalisation behind it, make of its inputs."""
+        x = self.layers[index](x)
+        if index < len(self.norms):
+            x = self.norms[index](x.reshape(-1, x.shape[-1])).view_as(x)
         return x
 
     def _layers(self) -> Iterable[ReLUKANLayer]:
         return self.layers  # type: ignore[return-value]  # nn.ModuleList forgets what it holds
+
+    @torch.no_grad()
+    def dead_inputs(self, x: Tensor) -> tuple[float, ...]:
+        """For each layer, the fraction of (row, input) pairs of x ``(..., widths[0])`` that no live bump reaches.
+
+        There the layer is constant and no gradient passes. A bump is live where s < e and it has a weight.
+        """
+        training = self.training
+        self.eval()  # what is looked at must not move the normalisation's statistics
+        shares = []
+        for index, layer in enumerate(self._layers()):
+            reached = ((layer.basis(x) > 0) & layer.weight.any(dim=0)).any(dim=-1)
+            shares.append(1 - float(reached.double().mean()))
+            x = self._after(index, x)
+        self.train(training)
+        return tuple(shares)
 
     def refine(self, grid: int, x: Tensor | None = None) -> ReLUKAN:
         """A network on a finer grid, at first the best copy of this one: the `model` of `relukan_deploy.refine`."""
@@ -217,8 +274,23 @@ class ReLUKAN(nn.Module):
         return refine(self, grid, x).model
 
     def spec(self, **meaning: Any) -> KanSpec:
-        """The network as a `KanSpec`; keyword arguments (task, columns, …) are passed on to it."""
-        return KanSpec(layers=tuple(layer.spec() for layer in self._layers()), **meaning)
+        """The network in eval() as a `KanSpec`; keyword arguments (task, columns, …) are passed on to it."""
+        layers = [layer.spec() for layer in self._layers()]
+        for index, norm in enumerate(self.norms):
+            layers[index] = _folded(layers[index], cast(nn.BatchNorm1d, norm))
+        return KanSpec(layers=tuple(layers), **meaning)
+
+
+def _folded(layer: LayerSpec, norm: nn.BatchNorm1d) -> LayerSpec:
+    """The layer with the normalisation of its outputs in its own numbers: it is linear in them."""
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    weight, bias, mean, variance = (cast(Tensor, each).detach().double().cpu() for each in tensors)
+    gain = weight * (variance + norm.eps).rsqrt()  # (out,)
+    return dataclasses.replace(
+        layer,
+        coefficients=layer.coefficients * gain[:, None, None].numpy(),
+        bias=(layer.bias - mean.numpy()) * gain.numpy() + bias.numpy(),
+    )
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

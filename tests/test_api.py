@@ -98,6 +98,24 @@ def test_a_torch_network_is_exported_as_its_own_forward_computes(tmp_path: Path)
     np.testing.assert_allclose(runner(x), expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_batch_normalisation_is_gone_from_what_is_exported(layout: Layout, tmp_path: Path) -> None:
+    import onnx
+    import torch
+
+    torch.manual_seed(0)
+    model = ReLUKAN([2, 5, 5, 2], batch_norm=True, initialization="linear")
+    for _ in range(20):
+        model(torch.rand(50, 2))  # learns its statistics
+    bundle = export(model, tmp_path / "bundle", layout=layout)
+    assert {node.op_type for node in onnx.load(bundle.path / "model.onnx").graph.node} <= {"Relu", "Mul", "Add", "Conv"}
+    x = np.random.default_rng(0).uniform(-0.2, 1.2, (50, 2)).astype(np.float32)
+    with torch.no_grad():
+        expected = model.eval().double()(torch.from_numpy(x).double()).numpy()
+    answers = relukan_deploy.load(bundle.path)(x)
+    np.testing.assert_allclose(answers, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
 def test_the_source_is_recorded(from_checkpoint: Path, checkpoint: Path) -> None:
     assert open_bundle(from_checkpoint).manifest.source == {
         "file": "model.pt",

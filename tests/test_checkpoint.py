@@ -95,6 +95,31 @@ def test_the_loaded_network_gives_the_same_answers(tmp_path: Path, suffix: str) 
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_batch_normalisation_comes_back_as_it_is_used(tmp_path: Path, suffix: str) -> None:
+    model = network(batch_norm=True, input_range=[[0, 1], [-2, 5]])
+    for _ in range(3):
+        model(torch.rand(20, 2))
+    x = torch.rand(7, 2)
+    expected = model.eval()(x)
+    assert torch.equal(load_checkpoint(saved(tmp_path, suffix, model)).model(x), expected)
+
+
+def test_a_checkpoint_of_a_release_without_batch_normalisation_opens(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    model = network()
+    del model.config["batch_norm"]
+    save(model, path)
+    assert load_checkpoint(path).model.config == {**model.config, "batch_norm": False}
+
+
+def test_a_normalisation_of_another_size_is_damage(tmp_path: Path) -> None:
+    content = torch.load(saved(tmp_path, model=network(batch_norm=True)), weights_only=True)
+    content["state_dict"]["norms.0.running_var"] = torch.zeros(1, 9)
+    torch.save(content, tmp_path / "model.pt")
+    assert "is damaged: norms.0.running_var is (1, 9), its configuration says (3,)" in refusal(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_meaning_of_inputs_and_outputs_comes_back(tmp_path: Path, suffix: str) -> None:
     checkpoint = load_checkpoint(saved(tmp_path, suffix, **MEANING))
     assert {name: getattr(checkpoint, name) for name in MEANING} == MEANING
@@ -328,6 +353,7 @@ def test_a_value_that_is_no_plain_tensor_is_named(tmp_path: Path, value: object)
         {"grid": 6, "order": -1},
         {"normalization": "other"},
         {"normalization": ["fixed"]},
+        {"batch_norm": 1},
         {"unheard_of": 1},
         {3: 4},
     ],

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from relukan_deploy.errors import InputError
 from relukan_deploy.model import Normalization, ReLUKAN, ReLUKANLayer
@@ -156,6 +157,137 @@ def test_a_layer_equals_the_reference_full_size_convolution() -> None:
     layer = layer_of(5, 3, grid=4, order=2, move=0.1)
     x = torch.rand(11, 5, dtype=torch.float64) * 1.4 - 0.2
     torch.testing.assert_close(layer(x), FullSizeConv(layer)(x), rtol=1e-13, atol=1e-13)
+
+
+# --- batch normalisation
+
+
+def normalized_network(*widths: int, seed: int = 0, **options: Any) -> ReLUKAN:
+    """In eval(), with statistics, gains and shifts of its own in every normalisation."""
+    model = network_of(*widths, seed=seed, batch_norm=True, **options)
+    with torch.no_grad():
+        for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+            if name.startswith("norms.") and value.is_floating_point():
+                value.uniform_(0.3, 1.5)
+    return model.eval()
+
+
+def test_hidden_outputs_are_normalised_and_spread_over_two_deviations() -> None:
+    model = normalized_network(2, 3, 1, normalization="peak")
+    first, last = model.layers
+    x = torch.rand(9, 2, dtype=torch.float64)
+    with torch.no_grad():
+        norm = {name.removeprefix("norms.0."): value for name, value in model.state_dict().items()}
+        hidden = (first(x) - norm["running_mean"]) / (norm["running_var"] + 1e-5).sqrt()
+        hidden = hidden * norm["weight"] + norm["bias"]
+        last.input_range = None  # type: ignore[assignment]
+        torch.testing.assert_close(normalized_network(2, 3, 1, normalization="peak")(x), last((hidden + 2) / 4))
+
+
+def test_training_normalises_by_the_batch_and_remembers() -> None:
+    model = network_of(2, 3, 1, batch_norm=True).train()
+    seen: list[Tensor] = []
+    model.layers[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(torch.rand(50, 2, dtype=torch.float64))
+    assert np.allclose(seen[0].detach().mean(0), 0, atol=1e-9)
+    assert np.allclose(seen[0].detach().std(0, correction=0), 1, atol=0.01)
+    assert (model.get_buffer("norms.0.running_mean") != 0).all()
+
+
+@pytest.mark.parametrize("power", [1, 2, 5])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_batch_normalisation_folds_into_the_spec(normalization: Normalization, power: int) -> None:
+    model = normalized_network(3, 4, 5, 2, normalization=normalization, power=power, input_range=[[-3.0, 5.0]] * 3)
+    x = np.random.default_rng(0).uniform(-4, 6, (50, 3))
+    with torch.no_grad():
+        assert np.allclose(model.spec().evaluate(x), model(torch.from_numpy(x)).numpy(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (2, 3), (0,)])
+def test_batch_normalisation_keeps_leading_axes(lead: tuple[int, ...]) -> None:
+    model = normalized_network(3, 4, 2)
+    x = torch.rand(*lead, 3, dtype=torch.float64)
+    y = model(x)
+    assert y.shape == (*lead, 2)
+    torch.testing.assert_close(y.reshape(-1, 2), model(x.reshape(-1, 3)))
+
+
+# --- how it begins, and what dies
+
+
+@pytest.mark.parametrize("order", [3, 4])
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_a_linear_layer_is_nearly_straight_and_keeps_the_spread(power: int, order: int) -> None:
+    torch.manual_seed(0)
+    (layer,) = ReLUKAN([200, 300], grid=8, order=order, power=power, initialization="linear").layers
+    x = torch.rand(400, 200)
+    line = torch.linspace(0, 1, 401)
+    with torch.no_grad():
+        assert float(layer(x).var(0).mean() / x.var()) == pytest.approx(1, abs=0.1)
+        edge = layer(torch.nn.functional.pad(line[:, None], (0, 199), value=-9.0))[:, 0]  # beyond the grid: zero
+        away = edge - torch.from_numpy(np.polyval(np.polyfit(line, edge, 1), line))
+        assert away.abs().max() < 0.05 * (edge.max() - edge.min())
+        assert layer(torch.full((1, 200), 0.5)).abs().max() < 1e-3
+
+
+def test_hidden_layers_that_begin_linear_are_in_the_middle_of_the_next_grid() -> None:
+    model = ReLUKAN([2, 4, 1], initialization="linear")
+    assert (model.get_parameter("layers.0.bias") == 0.5).all()
+    assert (model.get_parameter("layers.1.bias") == 0).all()
+
+
+def test_dead_inputs_are_those_that_no_live_bump_reaches() -> None:
+    model = network_of(2, 3, 1, move=0)
+    with torch.no_grad():
+        model.get_parameter("layers.0.weight").fill_(1)
+        model.get_parameter("layers.0.weight")[:, 1, :4] = 0  # the second input's bumps left of 0.2
+        model.get_parameter("layers.1.starts")[:2] = 9  # crossed
+    x = torch.tensor([[0.1, 0.1], [0.5, 0.5], [5.0, -5.0], [-0.5, 0.3]], dtype=torch.float64)
+    model.get_parameter("layers.0.bias").data.fill_(-50.0)  # whatever x is, no bump of the second layer is reached
+    assert model.dead_inputs(x) == (3 / 8, 1.0)
+    model.get_parameter("layers.0.bias").data.fill_(0.5)
+    model.get_parameter("layers.0.weight").data.mul_(1e-9)
+    model.get_parameter("layers.1.weight").data.fill_(1)
+    assert model.dead_inputs(x)[1] == pytest.approx(2 / 3)
+
+
+def test_looking_for_dead_inputs_changes_nothing() -> None:
+    model = network_of(2, 3, 1, batch_norm=True).train()
+    before = copy.deepcopy(model.state_dict())
+    model.dead_inputs(torch.rand(9, 2, dtype=torch.float64))
+    assert model.training
+    assert model.norms[0].training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def trained_on_four_inputs(**options: Any) -> tuple[float, float]:
+    """Of five layers on the paper's four-input function: the error beside the variance, the worst layer's dead."""
+    torch.manual_seed(0)
+    x = torch.rand(300, 4)
+    squares = torch.pi * x.square()
+    y = (torch.sin(squares[:, 0] + squares[:, 1]) + torch.sin(squares[:, 2] + squares[:, 3])).exp().unsqueeze(1)
+    model = ReLUKAN([4, 8, 8, 8, 8, 1], **options)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(150):
+        loss = functional.mse_loss(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        error = functional.mse_loss(model.eval()(x), y)
+    return float(error / y.var(correction=0)), max(model.dead_inputs(x))
+
+
+def test_five_plain_layers_die_at_a_high_learning_rate() -> None:
+    error, dead = trained_on_four_inputs()
+    assert error > 0.9
+    assert dead > 0.9
+
+
+def test_five_layers_learn_with_batch_normalisation_and_linear_edges() -> None:
+    error, dead = trained_on_four_inputs(batch_norm=True, initialization="linear")
+    assert error < 0.05
+    assert dead < 0.1
 
 
 # --- gradients
@@ -336,6 +468,11 @@ def test_an_option_out_of_range_is_named_with_its_value(options: dict[str, Any],
 def test_too_few_widths_are_refused(widths: list[int]) -> None:
     with pytest.raises(InputError, match="widths needs at least an input and an output size, got"):
         ReLUKAN(widths)
+
+
+def test_an_initialization_there_is_not_is_refused() -> None:
+    with pytest.raises(InputError, match=r"initialization must be one of \('reference', 'linear'\), got 'zeros'"):
+        ReLUKAN([2, 1], initialization="zeros")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bound", [float("nan"), float("inf")])

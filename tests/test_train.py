@@ -118,6 +118,7 @@ def test_options_reach_the_network() -> None:
         normalization="peak",
         power=3,
         train_intervals=False,
+        batch_norm=True,
         epochs=1,
     )
     assert result.model.config == {
@@ -127,7 +128,59 @@ def test_options_reach_the_network() -> None:
         "normalization": "peak",
         "power": 3,
         "train_intervals": False,
+        "batch_norm": True,
     }
+
+
+def test_the_history_tells_what_share_of_each_layers_inputs_is_dead() -> None:
+    x = inputs(200)
+    result = fit(x, x[:, 0], hidden=(4, 4), epochs=1, device="cpu")
+    held_out = torch.from_numpy(x[result.validation_rows]).float()
+    assert result.history[0].dead == pytest.approx(result.model.dead_inputs(held_out))
+    x[result.validation_rows] = 99  # no bump is there
+    assert fit(x, x[:, 1], hidden=(4, 4), epochs=1, device="cpu").history[0].dead[0] == 1
+
+
+def test_a_row_left_over_joins_the_last_batch() -> None:
+    x = inputs(61)  # 49 to train on
+    result = fit(x, x[:, 0], hidden=(4,), batch_norm=True, batch_size=16, epochs=2, device="cpu")
+    assert np.isfinite(result.score)
+
+
+def test_batch_normalisation_is_scored_and_saved_as_it_will_be_used(tmp_path: Path) -> None:
+    x = inputs(200)
+    y = np.sin(x[:, 0])
+    result = fit(x, y, hidden=(6,), batch_norm=True, epochs=20, device="cpu", out=tmp_path / "model.pt")
+    held_out = result.validation_rows
+    assert result.score == pytest.approx(r2_score(y[held_out], answers(result, x[held_out])), abs=1e-5)
+    assert result.score > 0.8
+    rows = torch.from_numpy(x).float()
+    model = load_checkpoint(tmp_path / "model.pt").model
+    assert torch.equal(model(rows), result.model(rows))
+    assert not model.training
+
+
+@pytest.mark.slow
+def test_five_layers_live_at_a_high_learning_rate_with_batch_normalisation() -> None:
+    x, y = load_digits(return_X_y=True)
+    plain, normalised = (
+        fit(x, y, hidden=(16,) * 4, batch_norm=each, learning_rate=0.01, epochs=12, device="cpu")
+        for each in (False, True)
+    )
+    assert plain.score < 0.5
+    assert max(plain.history[-1].dead) > 0.9
+    assert normalised.score > 0.9
+    assert max(normalised.history[-1].dead) < 0.1
+
+
+@pytest.mark.slow
+def test_five_layers_learn_digits_and_the_papers_function_of_four_inputs_by_default() -> None:
+    x, y = load_digits(return_X_y=True)
+    assert fit(x, y, hidden=(16,) * 4, epochs=30, device="cpu").score > 0.95
+    x = np.random.default_rng(0).uniform(0, 1, (1000, 4))
+    squares = np.pi * x**2
+    y = np.exp(np.sin(squares[:, 0] + squares[:, 1]) + np.sin(squares[:, 2] + squares[:, 3]))
+    assert fit(x, y, hidden=(8,) * 4, device="cpu").score > 0.99
 
 
 def test_fixed_intervals_stay() -> None:
@@ -209,6 +262,7 @@ def test_the_best_network_is_written_when_training_is_cut_short(tmp_path: Path, 
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"validation": 1.0}, r"validation must be a fraction of the rows between 0 and 1, got 1\.0"),
         ({"learning_rate": 0.0}, r"learning_rate must be greater than 0, got 0\.0"),
+        ({"batch_norm": True, "batch_size": 1}, "batch_norm needs batches of at least 2 rows, got batch_size 1"),
         ({"hidden": (0,)}, "out_features must be a whole number of at least 1, got 0"),
         ({"device": "toaster"}, "device must be 'auto', 'cpu' or 'cuda', got 'toaster'"),
         ({"columns": ["a"]}, "columns must name all 3 inputs, got 1 names"),

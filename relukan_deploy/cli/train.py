@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--normalization", choices=("fixed", "peak"), default="fixed", help="(default: %(default)s)")
     add("--power", type=int, default=2, help="of a bump, 1 to 8; higher is smoother (default: %(default)s)")
     add("--fixed-intervals", action="store_true", help="train the coefficients only, not where the bumps are")
+    add(
+        "--batch-norm",
+        action="store_true",
+        help="keep the hidden layers on their grids: for deep networks at high learning rates; export folds it away",
+    )
 
     training = parser.add_argument_group("training")
     add = training.add_argument
@@ -106,6 +111,7 @@ def _train(arguments: argparse.Namespace) -> None:
                 normalization=arguments.normalization,
                 power=arguments.power,
                 train_intervals=not arguments.fixed_intervals,
+                batch_norm=arguments.batch_norm,
                 epochs=arguments.epochs,
                 batch_size=arguments.batch_size,
                 learning_rate=arguments.lr,
@@ -164,4 +170,6 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[Epoch], None]]:
 
 
 def _line(epoch: Epoch) -> str:
-    return f"epoch {epoch.number}: loss {epoch.loss:.4g}, held-out score {epoch.score:.4f}, best {epoch.best:.4f}"
+    line = f"epoch {epoch.number}: loss {epoch.loss:.4g}, held-out score {epoch.score:.4f}, best {epoch.best:.4f}"
+    worst = max(epoch.dead)
+    return line if worst < 0.005 else f"{line}, layer {epoch.dead.index(worst)}: {worst:.0%} of its inputs dead"

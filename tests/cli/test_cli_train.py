@@ -15,8 +15,8 @@ import polars
 import pytest
 
 from relukan_deploy.checkpoint import load_checkpoint
-from relukan_deploy.cli.train import _parser, main
-from relukan_deploy.train import fit
+from relukan_deploy.cli.train import _line, _parser, main
+from relukan_deploy.train import Epoch, fit
 
 PROGRAM = """
 import signal, sys
@@ -54,7 +54,7 @@ def test_the_last_column_is_learnt_by_default(data: Path, capsys: pytest.Capture
 def test_every_option_reaches_fit(data: Path) -> None:
     command = (
         "s.csv -o m/a.pt --target area --target height --columns width --task regression --hidden 3 2 "
-        "--grid 4 --order 2 --normalization peak --fixed-intervals --epochs 2 --batch-size 50 --lr 0.01 "
+        "--grid 4 --order 2 --normalization peak --fixed-intervals --batch-norm --epochs 2 --batch-size 50 --lr 0.01 "
         "--patience 2 --validation 0.3 --seed 3 --device cpu --quiet"
     )
     assert main(command.split()) == 0
@@ -68,6 +68,7 @@ def test_every_option_reaches_fit(data: Path) -> None:
         order=2,
         normalization="peak",
         train_intervals=False,
+        batch_norm=True,
         epochs=2,
         batch_size=50,
         learning_rate=0.01,
@@ -81,6 +82,11 @@ def test_every_option_reaches_fit(data: Path) -> None:
     assert written.model.config == expected.model.config
     for key, value in expected.model.state_dict().items():
         assert np.array_equal(written.model.state_dict()[key], value)
+
+
+def test_a_dying_layer_is_named_with_its_share_of_dead_inputs() -> None:
+    assert _line(Epoch(3, 0.5, 0.25, 0.75, (0.0, 0.001))) == "epoch 3: loss 0.5, held-out score 0.2500, best 0.7500"
+    assert _line(Epoch(3, 0.5, 0.25, 0.75, (0.0, 0.5, 0.1))).endswith(", best 0.7500, layer 1: 50% of its inputs dead")
 
 
 def test_defaults_are_those_of_fit() -> None:
