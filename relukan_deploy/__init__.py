@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .api import export, verify
     from .checkpoint import load_checkpoint, save
     from .model import ReLUKAN, ReLUKANLayer
+    from .pruning import prune
     from .refinement import refine
     from .runtime.load import load
     from .train import fit
@@ -25,6 +26,7 @@ __all__ = [
     "fit",
     "load",
     "load_checkpoint",
+    "prune",
     "refine",
     "save",
     "verify",
@@ -39,12 +41,13 @@ _HOMES = {
     "fit": "train",
     "load": "runtime",
     "load_checkpoint": "checkpoint",
+    "prune": "pruning",
     "refine": "refinement",
     "save": "checkpoint",
     "verify": "api",
 }
 # Names that need torch as soon as their module is imported.
-_NEEDS_TORCH = {"ReLUKAN", "ReLUKANLayer", "fit", "refine"}
+_NEEDS_TORCH = {"ReLUKAN", "ReLUKANLayer", "fit", "prune", "refine"}
 
 
 def __getattr__(name: str) -> Any:

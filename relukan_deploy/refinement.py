@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import InputError
 from .model import ReLUKAN, ReLUKANLayer
 
-__all__ = ["Refined", "inputs_of_layers", "refine"]
+__all__ = ["Refined", "blocks", "even_rows", "inputs_of_layers", "layers_of", "range_of", "refine"]
 
 _POINTS_PER_BUMP = 32  # at which the old and the new edges are compared
 _SAMPLE_ROWS = 1024
@@ -67,20 +67,15 @@ def refine(model: ReLUKAN, grid: int, x: Tensor | None = None) -> Refined:
     old = model.config["grid"]
     if isinstance(grid, bool) or not isinstance(grid, int) or grid <= old:
         raise InputError(f"grid must be a whole number above the network's own, {old}, got {grid!r}")
-    first = _layers(model)[0]
-    inside = torch.rand(
-        _SAMPLE_ROWS, first.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
-    low, high = _range_of(first).unbind(1)
-    rows = low + inside * (high - low) if x is None else x
+    rows = even_rows(model) if x is None else x
     reached = inputs_of_layers(model, rows)
 
     finer = copy.deepcopy(model)
     finer.config["grid"] = grid
-    for index, layer in enumerate(_layers(model)):
+    for index, layer in enumerate(layers_of(model)):
         domain = _domain(layer, None if x is None else reached[index]) if index else layer.input_range
         finer.layers[index] = _copy(layer, grid, domain)
-    layers = zip(_layers(model), _layers(finer), reached, strict=False)
+    layers = zip(layers_of(model), layers_of(finer), reached, strict=False)
     differences = [_difference(_answers(before, x), _answers(after, x)) for before, after, x in layers]
     whole = _difference(reached[-1], inputs_of_layers(finer, rows)[-1])
     return Refined(finer, tuple(each[0] for each in differences), tuple(each[1] for each in differences), *whole)
@@ -99,18 +94,31 @@ def inputs_of_layers(model: ReLUKAN, x: Tensor) -> list[Tensor]:
         raise InputError("x must be finite, got NaN or infinity among the rows")
     network = copy.deepcopy(model).cpu().double().eval()
     seen: list[list[Tensor]] = [[] for _ in network.layers]
-    for layer, blocks in zip(network.layers, seen, strict=True):
-        layer.register_forward_pre_hook(lambda _, inputs, blocks=blocks: blocks.append(inputs[0]))
-    widest = max(layer.starts.numel() for layer in _layers(network))
-    answers = [network(rows) for rows in torch.split(x.cpu().double(), max(1, _BLOCK_ELEMENTS // widest))]
-    return [torch.cat(blocks) for blocks in (*seen, answers)]
+    for layer, parts in zip(network.layers, seen, strict=True):
+        layer.register_forward_pre_hook(lambda _, inputs, parts=parts: parts.append(inputs[0]))
+    widest = max(layers_of(network), key=lambda layer: layer.starts.numel())
+    answers = [network(rows) for rows in blocks(x.cpu().double(), widest)]
+    return [torch.cat(parts) for parts in (*seen, answers)]
 
 
-def _layers(model: ReLUKAN) -> list[ReLUKANLayer]:
+def even_rows(model: ReLUKAN) -> Tensor:
+    """1024 rows ``(rows, in)``, always the same ones, spread evenly at random over the first layer's range."""
+    first = layers_of(model)[0]
+    size, generator = (_SAMPLE_ROWS, first.in_features), torch.Generator().manual_seed(0)
+    low, high = range_of(first).unbind(1)
+    return low + torch.rand(size, dtype=torch.float64, generator=generator) * (high - low)
+
+
+def blocks(x: Tensor, layer: ReLUKANLayer) -> tuple[Tensor, ...]:
+    """The rows x in blocks whose basis in a layer is not too large."""
+    return torch.split(x, max(1, _BLOCK_ELEMENTS // layer.starts.numel()))
+
+
+def layers_of(model: ReLUKAN) -> list[ReLUKANLayer]:
     return [cast(ReLUKANLayer, layer) for layer in model.layers]
 
 
-def _range_of(layer: ReLUKANLayer) -> Tensor:
+def range_of(layer: ReLUKANLayer) -> Tensor:
     """``(in, 2)``: what the layer maps to [0, 1]."""
     if layer.input_range is None:
         return torch.tensor([[0.0, 1.0]], dtype=torch.float64).repeat(layer.in_features, 1)
@@ -120,7 +128,7 @@ def _range_of(layer: ReLUKANLayer) -> Tensor:
 def _domain(layer: ReLUKANLayer, reached: Tensor | None) -> Tensor:
     """``(in, 2)``: where an input's bumps are, or the part of it that is reached; its old range if that is nothing."""
     support = torch.from_numpy(layer.spec().domain.copy())
-    domain = torch.where(support[:, :1] < support[:, 1:], support, _range_of(layer))
+    domain = torch.where(support[:, :1] < support[:, 1:], support, range_of(layer))
     if reached is None:
         return domain
     low, high = torch.maximum(domain[:, 0], reached.amin(0)), torch.minimum(domain[:, 1], reached.amax(0))
@@ -148,7 +156,7 @@ def _copy(layer: ReLUKANLayer, grid: int, domain: Tensor | None) -> ReLUKANLayer
     middles = ((torch.arange(points, dtype=torch.float64) + 0.5) / points)[:, None]
     # In coordinates of the new grid all inputs have the same bumps, so one solution serves them all.
     design = lattice.to(layer.weight.dtype).double().basis(middles)[:, 0]  # (points, new K)
-    low, high = _range_of(new).unbind(1)
+    low, high = range_of(new).unbind(1)
     wanted = old.basis(low + middles * (high - low))  # (points, in, K)
     moved = torch.linalg.lstsq(design, wanted.flatten(1)).solution.unflatten(1, wanted.shape[1:])  # (new K, in, K)
     new.weight.copy_(torch.einsum("pik,oik->oip", moved, old.weight))
@@ -158,7 +166,7 @@ def _copy(layer: ReLUKANLayer, grid: int, domain: Tensor | None) -> ReLUKANLayer
 
 def _answers(layer: ReLUKANLayer, x: Tensor) -> Tensor:
     network = copy.deepcopy(layer).cpu().double()
-    return torch.cat([network(rows) for rows in torch.split(x, max(1, _BLOCK_ELEMENTS // layer.starts.numel()))])
+    return torch.cat([network(rows) for rows in blocks(x, network)])
 
 
 def _difference(before: Tensor, after: Tensor) -> tuple[float, float]:

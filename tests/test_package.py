@@ -30,7 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "bench"),
     ("api", "_recipe"),
     ("exporters", "runtime"),
-    ("importers", "checkpoint", "train", "parity", "bundle", "_loop", "_examples"),
+    ("importers", "checkpoint", "train", "pruning", "parity", "bundle", "_loop", "_examples"),
     ("model", "refinement", "approximation", "lowering", "table", "_tabular"),
     ("spec", "splines", "gpu", "_files", "_tensorrt"),
     ("errors",),
@@ -103,6 +103,7 @@ for name in modules:
 NEED_TORCH = {
     *(
         "relukan_deploy.model",
+        "relukan_deploy.pruning",
         "relukan_deploy.refinement",
         "relukan_deploy.train",
         "relukan_deploy._loop",
@@ -127,7 +128,7 @@ def test_serving_exporting_and_timing_import_no_heavy_package_before_they_need_i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ReLUKAN", "ReLUKANLayer", "fit", "refine"])
+@pytest.mark.parametrize("name", ["ReLUKAN", "ReLUKANLayer", "fit", "prune", "refine"])
 def test_a_name_that_needs_torch_says_how_to_install_it(name: str) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

@@ -77,6 +77,23 @@ def test_intervals_go_on_training_only_where_they_did(train_intervals: bool) -> 
     assert all(each.requires_grad for each in finer.parameters())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_normalisation_between_layers_is_kept_as_it_is(training: bool) -> None:
+    model = network_of(2, 4, 3, 1, batch_norm=True)
+    x = rows_of(model)
+    for _ in range(30):
+        model(x)
+    before = copy.deepcopy(model.train(training).state_dict())
+    refined = refine(model, 20, x)
+    norms = {name: value for name, value in refined.model.state_dict().items() if name.startswith("norms")}
+    assert norms
+    assert all(torch.equal(value, before[name]) for name, value in norms.items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    old, new = (each.spec().evaluate(x.numpy()) for each in (model, refined.model))
+    assert np.sqrt(np.mean((new - old) ** 2)) < 0.01 * np.ptp(old)
+    assert refined.network_largest == pytest.approx(np.abs(new - old).max() / np.ptp(old), rel=1e-4)
+
+
 def test_a_network_that_is_refined_twice_is_still_near() -> None:
     model = network_of(2, 4, 1)
     twice = refine(refine(model, 10, rows_of(model)).model, 20, rows_of(model)).model
