@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -258,20 +258,22 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         config, state = dict(content["config"]), dict(content["state_dict"])
         meaning = {name: content[name] for name in _MEANING}
         _check_names(meaning)
-        has_range = "layers.0.input_range" in state
-        expected = _expected_shapes(config, has_range)
+        ranged = [key for key in state if isinstance(key, str) and key.endswith(".input_range")]
+        expected = _expected_shapes(config, ranged)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: its configuration is incomplete or wrong ({error})") from error
     _check_state(path, expected, state)
     header = {name: value for name, value in content.items() if name not in ("sha256", "state_dict")}
     try:
         checksum = _checksum(header, state)
-        model = ReLUKAN(**config, input_range=[[0.0, 1.0]] * config["widths"][0] if has_range else None)
+        model = ReLUKAN(**config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: its configuration is incomplete or wrong ({error})") from error
     if content.get("sha256") != checksum:
         raise CheckpointError(f"{path} is damaged: it does not match the checksum it was saved with")
     model = model.to(next(iter(state.values())).dtype).eval()
+    for key in ranged:  # on any layer: a refined network has them behind the first one too
+        model.get_submodule(key.rpartition(".")[0]).input_range = state[key].clone()
     model.load_state_dict(state)
     named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in meaning.items()}
     checkpoint = Checkpoint(model, path, **named)
@@ -289,18 +291,19 @@ def _check_names(meaning: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is {value!r}")
 
 
-def _expected_shapes(config: Mapping[str, Any], has_range: bool) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(config: Mapping[str, Any], ranged: Collection[str]) -> dict[str, tuple[int, ...]]:
     """Of each tensor; known before a network is built, which a damaged size could make enormous."""
     widths, bumps, batch_norm = config["widths"], config["grid"] + config["order"], config.get("batch_norm", False)
     if len(widths) < 2 or not all(type(number) is int for number in (*widths, bumps)) or type(batch_norm) is not bool:
         raise ValueError(f"widths {widths!r}, grid {config['grid']!r}, order {config['order']!r}, {batch_norm=}")
-    shapes: dict[str, tuple[int, ...]] = {"layers.0.input_range": (widths[0], 2)} if has_range else {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         shapes[f"layers.{index}.starts"] = shapes[f"layers.{index}.ends"] = (inputs, bumps)
         shapes[f"layers.{index}.weight"] = (outputs, inputs, bumps)
         shapes[f"layers.{index}.bias"] = (outputs,)
-        if batch_norm and index:
+        if f"layers.{index}.input_range" in ranged or (batch_norm and index):
             shapes[f"layers.{index}.input_range"] = (inputs, 2)
+        if batch_norm and index:
             for name in ("weight", "bias", "running_mean", "running_var"):
                 shapes[f"norms.{index - 1}.{name}"] = (inputs,)
     return shapes

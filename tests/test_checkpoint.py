@@ -104,6 +104,19 @@ def test_batch_normalisation_comes_back_as_it_is_used(tmp_path: Path, suffix: st
     assert torch.equal(load_checkpoint(saved(tmp_path, suffix, model)).model(x), expected)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_refined_network_comes_back_with_the_ranges_of_its_hidden_layers(
+    tmp_path: Path, suffix: str, batch_norm: bool
+) -> None:
+    model = network(batch_norm=batch_norm).refine(9).eval()
+    loaded = load_checkpoint(saved(tmp_path, suffix, model)).model
+    assert torch.equal(loaded.state_dict()["layers.1.input_range"], model.state_dict()["layers.1.input_range"])
+    assert "layers.0.input_range" not in loaded.state_dict()
+    x = torch.rand(7, 2)
+    assert torch.equal(loaded(x), model(x))
+
+
 def test_a_checkpoint_of_a_release_without_batch_normalisation_opens(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     model = network()
