@@ -137,8 +137,7 @@ def _between_inner_knots(spec: KanSpec) -> NDArray[np.float32]:
     are not beside the answers here.
     """
     first = spec.layers[0]
-    inner = slice(first.degree, -first.degree) if isinstance(first, SplineSpec) else slice(None)
-    knots = first.breaks[:, inner]
+    knots = first.grid_range if isinstance(first, SplineSpec) else first.breaks
     generator = np.random.default_rng(1)
     return generator.uniform(knots.min(axis=1), knots.max(axis=1), (_INNER_ROWS, spec.in_features)).astype(np.float32)
 

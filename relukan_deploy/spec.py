@@ -204,9 +204,18 @@ class KanSpec:
         """``(in, 2)``: for each input, the interval outside which it has left what was learnt.
 
         Beyond it every bump and every spline of that input is zero, silently; SiLU and polynomial
-        branches go on. An input without any has the empty interval (inf, -inf).
+        branches go on. An input without any has the empty interval (inf, -inf). Functions of deeper layers
+        hold on what reaches them from the first layer's grid, and then the domain goes no further than that.
         """
-        return self.layers[0].domain
+        first, *deeper = self.layers
+        domain = first.domain
+        if isinstance(first, SplineSpec) and any(isinstance(each, SplineSpec) and each.functions for each in deeper):
+            low, high = (
+                np.maximum(domain[:, 0], first.grid_range[:, 0]),
+                np.minimum(domain[:, 1], first.grid_range[:, 1]),
+            )
+            return np.stack([low, high], axis=1)
+        return domain
 
     @property
     def intervals(self) -> tuple[tuple[float, float] | None, ...]:

@@ -174,15 +174,21 @@ class SplineSpec:
     def domain(self) -> Float64Array:
         """``(in, 2)``: the interval outside which an input has only its SiLU and polynomial branches left.
 
-        An input with such branches alone has the interval of its knots, where it was trained. Empty,
-        (inf, -inf), for an input that nothing depends on.
+        An input with such branches alone has the interval of its knots, where it was trained, and one with
+        functions what lies within theirs. Empty, (inf, -inf), for an input that nothing depends on.
         """
         live = self.coefficients.any(axis=(0, 2)) | (self.growth > 0)
         low, high = np.where(live, self.knots[:, 0], np.inf), np.where(live, self.knots[:, -1], -np.inf)
-        for function in self.functions:
-            low[function.input] = min(low[function.input], function.low)
-            high[function.input] = max(high[function.input], function.high)
+        for each in self.functions:
+            alone = low[each.input] > high[each.input]
+            low[each.input] = each.low if alone else max(low[each.input], each.low)
+            high[each.input] = each.high if alone else min(high[each.input], each.high)
         return np.stack([low, high], axis=1)
+
+    @property
+    def grid_range(self) -> Float64Array:
+        """``(in, 2)``: between the inner knots, where the grid was fitted to data and splines overlap in full."""
+        return self.knots[:, [self.degree, -self.degree - 1]]
 
     @property
     def breaks(self) -> Float64Array:

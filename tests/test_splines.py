@@ -353,3 +353,14 @@ def test_layers_of_two_kinds_are_refused() -> None:
     bumps = LayerSpec(np.zeros((3, 1)), np.ones((3, 1)), np.ones((1, 3, 1)), np.zeros(1))
     with pytest.raises(InputError, match="the layers of a network must be of one kind, bumps or splines, got both"):
         KanSpec((layer_of(), bumps))  # type: ignore[arg-type]
+
+
+def test_the_domain_ends_where_a_function_of_a_deeper_layer_may() -> None:
+    """Its interval follows from inputs between the inner knots."""
+    rng = np.random.default_rng(0)
+    knots = np.linspace(-2, 2, 9)[np.newaxis]  # degree 2: the inner ones are -1 to 1
+    layer = SplineSpec(2, knots, rng.normal(size=(1, 1, 6)), np.zeros(1), np.ones((1, 1)), np.zeros((1, 1, 0)))
+    deeper = dataclasses.replace(layer, functions=(Function("sin", 0, 0, 1.0, 0.0, 1.0, -3.0, 3.0),))
+    assert KanSpec((layer, layer)).intervals == ((-2.0, 2.0),)
+    assert KanSpec((layer, deeper)).intervals == ((-1.0, 1.0),)
+    assert KanSpec((deeper, layer)).intervals == ((-2.0, 2.0),)

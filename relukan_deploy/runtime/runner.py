@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..bundle import Artifact, Bundle
-from ..errors import InputError
+from ..errors import InputError, ParityError
 from ..lowering import constants_like
 from ..parity import compare, golden_inputs
 from ..spec import KanSpec, Layout, Precision
@@ -182,7 +182,12 @@ class Runner:
                 task=spec.task,
                 batches=[32, len(x)],
             )
-            report.require(f"{artifact.file} with new weights")
+            try:
+                report.require(f"{artifact.file} with new weights")
+            except ParityError as error:
+                raise ParityError(
+                    f"{error}. Export the network anew, which may take another form of the graph"
+                ) from error
             self._running = refitted, limits_of(spec.intervals)
 
     def _run_on_device(self, x: Any, out: Any) -> Any:
