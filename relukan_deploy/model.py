@@ -179,7 +179,7 @@ class ReLUKAN(nn.Module):
             cannot leave the grids, as they do in deep networks without it. It is part of the constants in `spec`.
             As always with it: train() and batches of two rows or more to train, eval() to use the network.
         initialization: of the weights. "reference" is random, as in the reference implementation; "linear" begins
-            with edges that are nearly straight, which deep networks learn better from.
+            with edges that are nearly straight, which deep networks learn better from, and a single layer at zero.
         input_range: for the first layer, ``(widths[0], 2)``.
 
     Raises:
@@ -232,6 +232,8 @@ class ReLUKAN(nn.Module):
         if initialization == "linear":
             for layer in layers:
                 layer.reset_linear()
+            if len(layers) == 1:  # linear in its weights, so that zero is the best place to begin
+                nn.init.zeros_(layers[0].weight)
         for layer in layers[:-1]:
             nn.init.constant_(layer.bias, 0.5)  # hidden activations begin in the middle of the next grid
 

@@ -219,7 +219,8 @@ def test_batch_normalisation_keeps_leading_axes(lead: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("power", [1, 2, 4])
 def test_a_linear_layer_is_nearly_straight_and_keeps_the_spread(power: int, order: int) -> None:
     torch.manual_seed(0)
-    (layer,) = ReLUKAN([200, 300], grid=8, order=order, power=power, initialization="linear").layers
+    layer = ReLUKANLayer(200, 300, grid=8, order=order, power=power)
+    layer.reset_linear()
     x = torch.rand(400, 200)
     line = torch.linspace(0, 1, 401)
     with torch.no_grad():
@@ -234,6 +235,11 @@ def test_hidden_layers_that_begin_linear_are_in_the_middle_of_the_next_grid() ->
     model = ReLUKAN([2, 4, 1], initialization="linear")
     assert (model.get_parameter("layers.0.bias") == 0.5).all()
     assert (model.get_parameter("layers.1.bias") == 0).all()
+    assert (model.get_parameter("layers.1.weight") != 0).any()
+
+
+def test_a_single_layer_that_begins_linear_begins_at_zero() -> None:
+    assert (ReLUKAN([2, 3], initialization="linear")(torch.rand(9, 2)) == 0).all()
 
 
 def test_dead_inputs_are_those_that_no_live_bump_reaches() -> None:
