@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from ._examples import Examples, Units, input_range, make_examples, scaling, split
 from ._loop import train_epochs, usual_batch_size
 from .checkpoint import save
 from .errors import InputError, MissingDeviceError, TableError
 from .model import Normalization, ReLUKAN, ReLUKANLayer
+from .refinement import refine
 from .spec import KanSpec, Task
 from .table import Table
 
@@ -100,7 +103,7 @@ def fit(
     columns: Sequence[str] | None = None,
     task: Task | None = None,
     hidden: Sequence[int] = (64,),
-    grid: int = 5,
+    grid: int | Sequence[int] = 5,
     order: int = 3,
     normalization: Normalization = "fixed",
     power: int = 2,
@@ -132,13 +135,15 @@ def fit(
             for the inputs, which None leaves unnamed.
         task: None infers it from the target, see `Table.infer_task`.
         hidden: widths of the hidden layers; () for a single layer.
-        grid, order, normalization, power, train_intervals: as for `ReLUKANLayer`.
+        grid, order, normalization, power, train_intervals: as for `ReLUKANLayer`. Several grids, each finer than
+            the one before, are trained one after the other, see `refine`: each begins as the best copy of the
+            one before, and has its share of the epochs, a learning rate from the start and patience of its own.
         batch_norm: as for `ReLUKAN`. It keeps a deep network alive at high learning rates; at the usual one a
             network that begins linear, as here, stays alive without, and is the more accurate: small batches make
             the normalisation noisy.
-        epochs: the most passes over the training rows.
+        epochs: the most passes over the training rows, over all grids.
         batch_size: rows for one step; None is a 32nd of the training rows, within 16 and 1024.
-        learning_rate: at the start; it falls to 0 along a cosine over `epochs`.
+        learning_rate: at the start; it falls to 0 along a cosine over the epochs.
         patience: stop after this many epochs without a better held-out score.
         validation: the fraction of rows held out; for a classification, of each class.
         seed: of the split, the first weights and the order of rows.
@@ -154,6 +159,7 @@ def fit(
     """
     began = time.monotonic()
     _check_options(task, epochs, batch_size, learning_rate, patience, validation, seed, data, out)
+    grids = _grids(grid, epochs)
     place = _device(device)
 
     examples = make_examples(data, target, columns, task)
@@ -166,7 +172,7 @@ def fit(
         torch.manual_seed(seed)
         model = ReLUKAN(
             [examples.x.shape[1], *hidden, examples.outputs],
-            grid,
+            grids[0],
             order,
             normalization=normalization,
             power=power,
@@ -181,15 +187,17 @@ def fit(
     best = _Best(examples, units, None if out is None else Path(out))
     history: list[Epoch] = []
     batch_size = batch_size or usual_batch_size(len(training))
-    row_elements = max(model.config["widths"]) * (grid + order)  # of one row's basis
+    row_elements = max(model.config["widths"]) * (grids[-1] + order)  # of one row's basis
     threads = torch.get_num_threads()
     try:
         if batch_size * row_elements < _ELEMENTS_FOR_THREADS:
             torch.set_num_threads(1)
-        for loss, score, tie_break, network in train_epochs(
+        for loss, score, tie_break, network in _train(
             model.to(place),
+            grids,
             *(torch.from_numpy(array[rows]).to(place) for rows in (training, held_out) for array in (examples.x, y)),
             epochs=epochs,
+            patience=patience,
             batch_size=batch_size,
             learning_rate=learning_rate,
             seed=seed,
@@ -201,8 +209,6 @@ def fit(
             history.append(Epoch(len(history) + 1, loss, score, best.score, network.dead_inputs(watched)))
             if progress is not None:
                 progress(history[-1])
-            if len(history) - best.epoch >= patience:
-                break
     finally:  # also when interrupted
         torch.set_num_threads(threads)
         best.write()
@@ -226,6 +232,34 @@ def fit(
         seconds=time.monotonic() - began,
         path=best.path,
     )
+
+
+def _train(
+    model: ReLUKAN, grids: Sequence[int], x: Tensor, *rows: Tensor, epochs: int, patience: int, **options: Any
+) -> Iterator[tuple[float, float, float, ReLUKAN]]:
+    """`train_epochs` on one grid after the other, each for its share of the epochs or until patience ends."""
+    for index, grid in enumerate(grids):
+        if index:
+            model = refine(model, grid, x).model.requires_grad_(True)
+        best, stale = (-math.inf, -math.inf), 0
+        share = epochs * (index + 1) // len(grids) - epochs * index // len(grids)
+        for loss, score, tie_break, average in train_epochs(model, x, *rows, epochs=share, **options):
+            yield loss, score, tie_break, average
+            stale = 0 if (score, tie_break) > best else stale + 1
+            best = max(best, (score, tie_break))
+            if stale >= patience:
+                break
+        model = average
+
+
+def _grids(grid: int | Sequence[int], epochs: int) -> tuple[int, ...]:
+    grids = tuple(grid) if isinstance(grid, Sequence) else (grid,)
+    rising = all(type(each) is int for each in grids[1:]) and all(a < b for a, b in itertools.pairwise(grids))
+    if not grids or not rising:
+        raise InputError(f"grid must be a whole number, or several, each above the one before, got {grid!r}")
+    if len(grids) > epochs:
+        raise InputError(f"{len(grids)} grids need as many epochs or more, got {epochs}")
+    return grids
 
 
 def _check_options(

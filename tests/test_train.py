@@ -132,6 +132,24 @@ def test_options_reach_the_network() -> None:
     }
 
 
+def test_finer_grids_go_on_from_the_coarse_one() -> None:
+    x = np.linspace(0, 1, 400)[:, np.newaxis]
+    y = np.sin(5 * np.pi * x[:, 0]) + x[:, 0]  # which five intervals are too few for
+    options: dict[str, Any] = {"hidden": (), "learning_rate": 0.02, "device": "cpu"}
+    coarse, finer = (fit(x, y, grid=grid, epochs=20, **options) for grid in (5, [5, 20]))
+    assert finer.model.config["grid"] == 20
+    assert len(finer.history) == 20
+    assert finer.history[9].score < coarse.score < finer.history[10].score < 1  # a copy is no fresh start
+    assert 1 - finer.score < 0.2 * (1 - coarse.score)
+
+
+def test_each_grid_has_its_share_of_the_epochs_and_patience_of_its_own() -> None:
+    x = inputs(60)
+    result = fit(x, np.random.default_rng(0).normal(size=60), hidden=(4,), grid=(2, 3, 4), epochs=30, patience=1)
+    assert 3 < len(result.history) < 30  # there is nothing to learn
+    assert len(fit(x, x[:, 0], hidden=(), grid=(2, 3, 4), epochs=7, device="cpu").history) == 7
+
+
 def test_the_history_tells_what_share_of_each_layers_inputs_is_dead() -> None:
     x = inputs(200)
     result = fit(x, x[:, 0], hidden=(4, 4), epochs=1, device="cpu")
@@ -272,6 +290,17 @@ def test_the_best_network_is_written_when_training_is_cut_short(tmp_path: Path, 
 def test_options_out_of_range(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         fit(inputs(), inputs()[:, 0], **options)
+
+
+@pytest.mark.parametrize("grid", [(), (5, 5), (5, 3), (5, 7.5)])
+def test_grids_that_do_not_rise_are_refused(grid: Any) -> None:
+    with pytest.raises(InputError, match="grid must be a whole number, or several, each above the one before, got"):
+        fit(inputs(), inputs()[:, 0], grid=grid)
+
+
+def test_more_grids_than_epochs_are_refused() -> None:
+    with pytest.raises(InputError, match="3 grids need as many epochs or more, got 2"):
+        fit(inputs(), inputs()[:, 0], grid=(5, 6, 7), epochs=2)
 
 
 def test_out_that_cannot_be_written(tmp_path: Path) -> None:

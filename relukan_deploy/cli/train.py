@@ -49,7 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     network = parser.add_argument_group("the network")
     add = network.add_argument
     add("--hidden", metavar="WIDTH", type=int, nargs="*", default=[64], help="hidden layers (default: 64)")
-    add("--grid", type=int, default=5, help="grid intervals (default: %(default)s)")
+    add(
+        "--grid",
+        metavar="N[,N...]",
+        type=_grid,
+        default=5,
+        help="grid intervals; several, as in 5,10,20, to go on on finer and finer grids (default: %(default)s)",
+    )
     add("--order", type=int, default=3, help="spline order (default: %(default)s)")
     add("--normalization", choices=("fixed", "peak"), default="fixed", help="(default: %(default)s)")
     add("--power", type=int, default=2, help="of a bump, 1 to 8; higher is smoother (default: %(default)s)")
@@ -79,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     return parser
+
+
+def _grid(text: str) -> int | list[int]:
+    try:
+        return [int(number) for number in text.split(",")] if "," in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers like 5 or 5,10,20, got {text!r}") from None
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -54,7 +54,7 @@ def test_the_last_column_is_learnt_by_default(data: Path, capsys: pytest.Capture
 def test_every_option_reaches_fit(data: Path) -> None:
     command = (
         "s.csv -o m/a.pt --target area --target height --columns width --task regression --hidden 3 2 "
-        "--grid 4 --order 2 --normalization peak --fixed-intervals --batch-norm --epochs 2 --batch-size 50 --lr 0.01 "
+        "--grid 4,7 --order 2 --normalization peak --fixed-intervals --batch-norm --epochs 2 --batch-size 50 --lr 0.01 "
         "--patience 2 --validation 0.3 --seed 3 --device cpu --quiet"
     )
     assert main(command.split()) == 0
@@ -64,7 +64,7 @@ def test_every_option_reaches_fit(data: Path) -> None:
         columns=["width"],
         task="regression",
         hidden=(3, 2),
-        grid=4,
+        grid=[4, 7],
         order=2,
         normalization="peak",
         train_intervals=False,
@@ -119,6 +119,11 @@ def test_quiet_prints_nothing(data: Path, capsys: pytest.CaptureFixture[str]) ->
             2,
             "relukan-train: error: s.csv: column 'kind' has 'above' on line 2: expected a number\n",
         ),
+        (
+            ["s.csv", "-q", "--grid", "9,5"],
+            2,
+            "relukan-train: error: grid must be a whole number, or several, each above",
+        ),
         (["s.csv", "-q", "--validation", "2"], 2, "relukan-train: error: validation must be a fraction of the rows"),
     ],
 )
@@ -127,6 +132,12 @@ def test_errors_are_one_line(
 ) -> None:
     assert main(arguments) == code
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_grid_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["s.csv", "--grid", "5,fine"])
+    assert "expected whole numbers like 5 or 5,10,20, got '5,fine'" in capsys.readouterr().err
 
 
 def test_ctrl_c_before_the_first_epoch(
