@@ -412,8 +412,8 @@ def _refuse_functions(spec: KanSpec) -> None:
     for index, layer in enumerate(spec.layers):
         for edge in layer.functions if isinstance(layer, SplineSpec) else ():
             raise InputError(
-                f"edge {edge.input} → {edge.output} of layer {index} computes {edge.name}, and four operators compute "
-                "pieces of polynomials: add approximate=True (--approximate) for such within bound (--bound)"
+                f"edge {edge.input} → {edge.output} of layer {index} computes {edge.name}, which is no polynomial: "
+                "add approximate=True (--approximate) to write it in polynomial pieces, within bound (--bound)"
             )
 
 

@@ -151,7 +151,7 @@ def load_checkpoint(
     saved = pykan.read_saved(path) if source in (None, "pykan") else None
     file, config = saved or (path, None)
     content, classes = _unwrapped(file, _read(file))
-    kind = source or ("pykan" if saved else _source_of(file, content))
+    kind = "pykan" if saved else _source_of(file, content, source)
     for name, value in {"grid": grid, "order": order, "mult_arity": mult_arity}.items():
         if value is not None and _OPTIONS[name] != kind:
             option = f"--{name.replace('_', '-')}"
@@ -194,11 +194,15 @@ def _unwrapped(path: Path, content: Any) -> tuple[Mapping[str, Any], dict[str, s
     return content, classes
 
 
-def _source_of(path: Path, content: Mapping[str, Any]) -> Source:
-    for kind, matches in _MATCHES.items():
-        if matches(content):
-            return kind
+def _source_of(path: Path, content: Mapping[str, Any], source: Source | None) -> Source:
+    """Whose checkpoint it is: that of `source`, if one is given."""
+    found = [kind for kind, matches in _MATCHES.items() if source in (None, kind) and matches(content)]
+    if found:
+        return found[0]
     keys = list(map(str, content))
+    shown = f"its keys: {', '.join(keys[:4]) or 'none'}{', …' if len(keys) > 4 else ''}"
+    if source is not None:
+        raise CheckpointError(f"{path} is not a checkpoint of {source} ({shown}): leave out --from to go by its keys")
     if any(".rbf." in key or ".spline_linear." in key for key in keys):
         raise CheckpointError(
             f"{path} is a checkpoint of fast-kan, whose Gaussian radial basis functions are no piecewise "
@@ -206,8 +210,7 @@ def _source_of(path: Path, content: Mapping[str, Any]) -> Source:
         )
     raise CheckpointError(
         f"{path} is not a checkpoint of relukan-deploy, the reference ReLU-KAN (relu_kan), pykan or efficient-kan "
-        f"(its keys: {', '.join(keys[:4]) or 'none'}{', …' if len(keys) > 4 else ''}). "
-        "Save the state dict of one of theirs: torch.save(model.state_dict(), path)"
+        f"({shown}). Save the state dict of one of theirs: torch.save(model.state_dict(), path)"
     )
 
 
@@ -247,8 +250,6 @@ def _safetensors() -> Any:
 def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     from .model import ReLUKAN
 
-    if not _MATCHES["relukan-deploy"](content):
-        raise CheckpointError(f"{path} was not written by relukan_deploy.save: leave out --from to read another's file")
     version = content.get("version")
     if type(version) is not int or version != _VERSION:
         raise CheckpointError(

@@ -69,7 +69,7 @@ class Function:
         low, high: the interval of x, finite, low < high.
 
     Raises:
-        InputError: the function is unknown, or is not finite on the whole interval.
+        InputError: the function is unknown, a number is not finite, or the interval is empty.
     """
 
     name: str

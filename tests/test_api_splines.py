@@ -127,7 +127,7 @@ def test_answers_between_the_inner_knots_are_close_for_themselves(tmp_path: Path
 
 
 def test_a_function_is_refused_with_its_edge(tmp_path: Path) -> None:
-    message = "edge 1 → 0 of layer 1 computes sin, and four operators compute pieces of polynomials: add "
+    message = "edge 1 → 0 of layer 1 computes sin, which is no polynomial: add approximate=True (--approximate) "
     with pytest.raises(InputError, match=re.escape(message)):
         export(network(functions=(sine(),)), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

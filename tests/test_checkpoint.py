@@ -561,15 +561,23 @@ def test_a_safetensors_file_of_another_library_is_read_too(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["relu_kan", "pykan", "efficient-kan"])
 def test_a_source_that_is_given_is_the_one_its_errors_speak_of(tmp_path: Path, kind: Source) -> None:
     path = written(tmp_path, {"weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=kind if kind != "relu_kan" else "reference ReLU-KAN"):
+    with pytest.raises(CheckpointError, match=rf"is not a checkpoint of {kind} \(its keys: weight\)"):
         load_checkpoint(path, source=kind)
 
 
-def test_a_source_that_is_given_overrules_the_keys() -> None:
-    with pytest.raises(CheckpointError, match=r"for a checkpoint of efficient-kan this lacks layers\.0\.base_weight"):
-        load_checkpoint(PYKAN, source="efficient-kan")
-    with pytest.raises(CheckpointError, match=r"was not written by relukan_deploy\.save: leave out --from to read"):
-        load_checkpoint(PYKAN, source="relukan-deploy")
+@pytest.mark.parametrize("kind", ["relukan-deploy", "relu_kan", "efficient-kan"])
+def test_a_source_that_the_keys_contradict_is_to_be_left_out(kind: Source) -> None:
+    message = rf"is not a checkpoint of {kind} \(its keys: node_bias_0, .*, …\): leave out --from to go by its keys"
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(PYKAN, source=kind)
+
+
+def test_a_source_that_is_given_decides_between_two(tmp_path: Path) -> None:
+    path = written(tmp_path, {**torch.load(PYKAN), **torch.load(EFFICIENT)})
+    with pytest.raises(CheckpointError, match=r"for a checkpoint of pykan this also holds layers\.0\.base_weight"):
+        load_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"for a checkpoint of efficient-kan this also holds act_fun\.0\."):
+        load_checkpoint(path, source="efficient-kan")
 
 
 @pytest.mark.parametrize(("path", "kind"), [(EFFICIENT, "efficient-kan"), (PYKAN, "pykan")])

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
-from ..splines import MOST_DEGREE
-from ._tensors import as_float64, check_tensors
+from ._tensors import as_float64, check_order, check_tensors, layer_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,9 +74,7 @@ def read_layers(state: Mapping[str, Tensor]) -> list[Layer]:
     Raises:
         CheckpointError: keys are missing or unknown, a number is not finite, or shapes do not fit together.
     """
-    names = set(map(str, state))
-    # No more layers than there are keys, whatever their numbers.
-    count = min(len(names), 1 + max((int(found[1]) for name in names if (found := _PREFIX.match(name))), default=0))
+    count = layer_count(state, _PREFIX)
     check_tensors(state, {key.format(index) for index in range(count) for key in _KEYS.values()}, "pykan")
     layers: list[Layer] = []
     for index in range(count):
@@ -110,10 +107,4 @@ def _check_shapes(index: int, arrays: Mapping[str, Float64Array], previous: int 
             + ", ".join(f"{_KEYS[name].format(index)} {shape}" for name, shape in shapes.items())
             + (f"; the layer before has {previous} outputs" if previous is not None else "")
         )
-    (_, knots), (*_, splines) = shapes["grid"], shapes["coef"]
-    order = knots - splines - 1
-    if not 1 <= order <= MOST_DEGREE or splines <= order:
-        raise CheckpointError(
-            f"layer {index} of this checkpoint of pykan has {knots} knots for {splines} splines, so order {order} "
-            f"and {splines - order} intervals: expected order 1 to {MOST_DEGREE} and at least 1 interval"
-        )
+    check_order(index, "pykan", knots=shapes["grid"][1], splines=shapes["coef"][2])

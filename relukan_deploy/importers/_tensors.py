@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError
+from ..splines import MOST_DEGREE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["as_float64", "check_tensors", "describe", "is_plain", "layer_count"]
+__all__ = ["as_float64", "check_order", "check_tensors", "describe", "is_plain", "layer_count"]
 
 _MOST_EXPANDED = 1 << 24  # numbers of a tensor that are fewer in its file
 
@@ -64,6 +65,20 @@ def layer_count(state: Mapping[str, object], numbered: re.Pattern[str]) -> int:
     """
     numbers = [int(found.group(1)) for key in state if (found := numbered.match(str(key)))]
     return min(len(state), 1 + max(numbers, default=0))
+
+
+def check_order(layer: int, library: str, *, knots: int, splines: int) -> None:
+    """Holds the number of knots of each input of a layer against that of its B-splines.
+
+    Raises:
+        CheckpointError: they leave an order that is not 1 to 7, or no interval.
+    """
+    order = knots - splines - 1
+    if not 1 <= order <= MOST_DEGREE or splines <= order:
+        raise CheckpointError(
+            f"layer {layer} of this checkpoint of {library} has {knots} knots for {splines} splines, so order {order} "
+            f"and {splines - order} intervals: expected order 1 to {MOST_DEGREE} and at least 1 interval"
+        )
 
 
 def check_tensors(

@@ -21,8 +21,8 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..spec import KanSpec
-from ..splines import MOST_DEGREE, Float64Array, SplineSpec
-from ._tensors import as_float64, check_tensors, layer_count
+from ..splines import Float64Array, SplineSpec
+from ._tensors import as_float64, check_order, check_tensors, layer_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,12 +129,7 @@ def _check_shapes(index: int, tensors: Mapping[str, Float64Array], previous: int
             + "; expected base_weight (out, in), spline_weight (out, in, G + k), spline_scaler (out, in) "
             "and grid (in, G + 2k + 1)" + (f" with in = {previous}, the layer before's outputs" if previous else "")
         )
-    order = knots[1] - splines[2] - 1
-    if not 1 <= order <= MOST_DEGREE or splines[2] <= order:
-        raise CheckpointError(
-            f"layer {index} of this checkpoint of {_LIBRARY} has {knots[1]} knots for {splines[2]} splines, so order "
-            f"{order} and {splines[2] - order} intervals: expected order 1 to {MOST_DEGREE} and at least 1 interval"
-        )
+    check_order(index, _LIBRARY, knots=knots[1], splines=splines[2])
     steps = np.diff(tensors["grid"]).min(axis=1)
     if not (steps > 0).all():
         raise CheckpointError(
