@@ -139,8 +139,8 @@ def fit(
             the one before, are trained one after the other, see `refine`: each begins as the best copy of the
             one before, and has its share of the epochs, a learning rate from the start and patience of its own.
         batch_norm: as for `ReLUKAN`. It keeps a deep network alive at high learning rates; at the usual one a
-            network that begins linear, as here, stays alive without, and is the more accurate: small batches make
-            the normalisation noisy.
+            network that begins linear, as all with several hidden layers do here, stays alive without, and is the
+            more accurate: small batches make the normalisation noisy.
         epochs: the most passes over the training rows, over all grids.
         batch_size: rows for one step; None is a 32nd of the training rows, within 16 and 1024.
         learning_rate: at the start; it falls to 0 along a cosine over the epochs.
@@ -178,7 +178,7 @@ def fit(
             power=power,
             train_intervals=train_intervals,
             batch_norm=batch_norm,
-            initialization="linear",
+            initialization="linear" if len(hidden) > 1 else "reference",  # which does well where nothing is deep
             input_range=torch.from_numpy(input_range(examples, training)),
         )
     units = scaling(examples, training)
