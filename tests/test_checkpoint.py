@@ -239,9 +239,11 @@ def test_random_bytes_are_not_a_checkpoint(tmp_path: Path, suffix: str, kind: st
         assert f"it is not a {kind} file" in refusal(path)
 
 
-def test_text_is_not_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_text("a,b,y\n1,2,3\n")
-    assert "it is not a PyTorch file" in refusal(tmp_path / "model.pt")
+@pytest.mark.parametrize("text", ["", "a,b,y\n1,2,3\n", "x1,x2\n1,2\n", "hello world\n"])
+def test_text_is_not_a_checkpoint(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.pt").write_text(text)
+    message = "it is not a PyTorch file, or is truncated: expected what torch.save wrote"
+    assert refusal(tmp_path / "model.pt").endswith(message)
 
 
 class Trap:

@@ -62,8 +62,9 @@ def read(path: Path) -> Any:
         else:
             # What torch puts before this advises to read the file with weights_only=False.
             reason = text.rpartition("WeightsUnpickler error:")[2].strip().split("\n", 1)[0].partition(". ")[0]
-            reason = reason[:200] if " " in reason else type(error).__name__  # an opcode alone says nothing
-            advice = f"it is not a PyTorch file, or is truncated ({reason})"
+            # Of a table or a text, read as a pickle, it says nothing, and neither does a key alone.
+            told = f" ({reason[:200]})" if " " in reason and _start(path) == b"PK" else ""
+            advice = f"it is not a PyTorch file, or is truncated{told}: expected what torch.save wrote"
         raise CheckpointError(f"{path} cannot be read: {advice}") from error
 
 
