@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_DYING = 0.2  # a share of dead inputs worth a word
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs relukan-train and returns its exit code."""
@@ -185,4 +187,4 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[Epoch], None]]:
 def _line(epoch: Epoch) -> str:
     line = f"epoch {epoch.number}: loss {epoch.loss:.4g}, held-out score {epoch.score:.4f}, best {epoch.best:.4f}"
     worst = max(epoch.dead)
-    return line if worst < 0.005 else f"{line}, layer {epoch.dead.index(worst)}: {worst:.0%} of its inputs dead"
+    return line if worst < _DYING else f"{line}, layer {epoch.dead.index(worst)}: {worst:.0%} dead"

@@ -86,7 +86,7 @@ def test_every_option_reaches_fit(data: Path) -> None:
 
 def test_a_dying_layer_is_named_with_its_share_of_dead_inputs() -> None:
     assert _line(Epoch(3, 0.5, 0.25, 0.75, (0.0, 0.001))) == "epoch 3: loss 0.5, held-out score 0.2500, best 0.7500"
-    assert _line(Epoch(3, 0.5, 0.25, 0.75, (0.0, 0.5, 0.1))).endswith(", best 0.7500, layer 1: 50% of its inputs dead")
+    assert _line(Epoch(3, 0.5, 0.25, 0.75, (0.0, 0.5, 0.1))).endswith(", best 0.7500, layer 1: 50% dead")
 
 
 def test_defaults_are_those_of_fit() -> None:
