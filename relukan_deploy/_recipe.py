@@ -110,24 +110,25 @@ def choose(recipe: Recipe, *, batch: int, x: NDArray[np.float32]) -> tuple[Recip
     """
     forms = candidate_forms(recipe.spec, layout=recipe.layout, precision=recipe.precision, batch=batch)
     single = recipe.precision in ("fp32", "tf32")
-    closer = single and approximations(recipe.spec, strict=recipe.strict, bound=recipe.bound)
-    recipes = [dataclasses.replace(recipe, bound=recipe.bound / part) for part in ((1, 10, 100) if closer else (1,))]
-    if len(forms) == len(recipes) == 1:
+    approximated = single and approximations(recipe.spec, strict=recipe.strict, bound=recipe.bound)
+    parts = (1, 10, 100) if approximated else (1,)
+    if len(forms) == len(parts) == 1:
         return recipe, forms[0], recipe.graph(forms[0])
-    reference, tried = recipe.spec.evaluate(x), []
-    inner = _between_inner_knots(recipe.spec)
-    inner_reference = recipe.spec.evaluate(inner)
-    for recipe, form in itertools.product(recipes, forms):
-        made = recipe.graph(form)
-        error = _error(made, recipe.spec, x, reference)
-        error = max(error, _error(made, recipe.spec, inner, inner_reference) / _INNER_SHARE)
-        if error <= made[0].tolerance / 2:
-            return recipe, form, made
-        tried.append((error, recipe, form))
+    tolerance = recipe.tolerance or TOLERANCES["fp32"]
+    rows = ((x, 1.0), (_between_inner_knots(recipe.spec), _INNER_SHARE))
+    compared = [(each, recipe.spec.evaluate(each), share) for each, share in rows]
+    tried = []
+    for part, form in itertools.product(parts, forms):
+        closer = dataclasses.replace(recipe, bound=recipe.bound / part)
+        made = closer.graph(form)
+        error = max(_error(made, recipe.spec, each, reference) / share for each, reference, share in compared)
+        if error <= tolerance / 2:
+            return closer, form, made
+        tried.append((error, closer, form))
     least = min(error for error, _, _ in tried)
-    enough = min(1.5 * least, max(least, made[0].tolerance))
-    recipe, form = next((recipe, form) for error, recipe, form in tried if error <= enough)
-    return recipe, form, recipe.graph(form)
+    enough = min(1.5 * least, max(least, tolerance))
+    closer, form = next((closer, form) for error, closer, form in tried if error <= enough)
+    return closer, form, closer.graph(form)
 
 
 def _between_inner_knots(spec: KanSpec) -> NDArray[np.float32]:

@@ -11,7 +11,14 @@ from rich.text import Text
 
 from ..bundle import Artifact, Manifest
 
-__all__ = ["Row", "describe_network", "print_approximations", "print_artifacts", "print_estimates"]
+__all__ = [
+    "Row",
+    "describe_network",
+    "print_approximations",
+    "print_artifacts",
+    "print_estimates",
+    "print_fifth_operator",
+]
 
 _NAMES = {"onnx": "ONNX", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
@@ -77,7 +84,7 @@ def print_estimates(console: Console, manifest: Manifest) -> None:
 
 
 def print_approximations(console: Console, manifest: Manifest) -> None:
-    """Prints what the artifacts compute only within a bound, a line each, and whether Sigmoid could be avoided."""
+    """Prints what the artifacts compute only within a bound, a line each."""
     for each in manifest.approximations:
         edges, pieces = (
             f"{count} {word}{'s'[: count != 1]}" for count, word in ((each.edges, "edge"), (each.pieces, "piece"))
@@ -85,6 +92,10 @@ def print_approximations(console: Console, manifest: Manifest) -> None:
         where = f"from {each.interval[0]:g} to {each.interval[1]:g}" if each.interval else "everywhere"
         what = f"{each.function} on {edges}: {pieces} of degree {each.degree}"
         console.print(Text(f"{what}, within {each.bound:g} {where} (measured {each.error:.1e})", "dim"))
+
+
+def print_fifth_operator(console: Console, manifest: Manifest) -> None:
+    """Prints how Sigmoid could be avoided, where an artifact holds it."""
     for artifact in manifest.artifacts:
         if "Sigmoid" in artifact.details.get("operators", ()):
             console.print(

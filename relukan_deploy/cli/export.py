@@ -16,7 +16,13 @@ from ..errors import InputError
 from ..spec import Layout, Precision
 from ._command import console, make_parser, result_console, run
 from ._reading import add_reading_options, reading_options
-from ._report import describe_network, print_approximations, print_artifacts, print_estimates
+from ._report import (
+    describe_network,
+    print_approximations,
+    print_artifacts,
+    print_estimates,
+    print_fifth_operator,
+)
 
 if TYPE_CHECKING:
     from ..exporters.to_tensorrt import EngineOptions
@@ -111,6 +117,7 @@ def _export(arguments: argparse.Namespace) -> None:
     print_artifacts(screen, manifest, rows)
     print_estimates(screen, manifest)
     print_approximations(screen, manifest)
+    print_fifth_operator(screen, manifest)
     if any(not artifact.verified for artifact in manifest.artifacts):
         command = Text(f"relukan-verify {shlex.quote(str(bundle.path))}", "bold")
         screen.print(Text.assemble("\nOn the machine that will run it: ", command), soft_wrap=True)

@@ -14,7 +14,7 @@ from ..errors import MissingDeviceError, ParityError
 from ..gpu import find_gpu
 from ._command import console, make_parser, result_console, run
 from ._reading import add_reading_options, reading_options
-from ._report import describe_network, print_artifacts
+from ._report import describe_network, print_approximations, print_artifacts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +54,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     figures = [check.report.as_dict() if check.report else None for check in checks]
     rows = [(check.artifact, check.backend, found, check.reason) for check, found in zip(checks, figures, strict=True)]
     print_artifacts(screen, manifest, rows)
+    print_approximations(screen, manifest)
     if arguments.json:
         entries = [{**dataclasses.asdict(check), "artifact": check.artifact.file} for check in checks]
         for entry, check in zip(entries, checks, strict=True):
