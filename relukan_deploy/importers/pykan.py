@@ -132,7 +132,8 @@ def _check_config(told: Config, layers: Sequence[Layer], mult_arity: int | None)
         )
     if told.base not in _BASES:
         raise CheckpointError(
-            f"the base function of this checkpoint of pykan is {told.base!r}: expected one of {', '.join(_BASES)}"
+            f"the base function of this checkpoint of pykan is {told.base!r}: expected one of {', '.join(_BASES)}. "
+            "Train with one of those"
         )
     if mult_arity is not None and any(arity != mult_arity for arity in itertools.chain(*told.arities)):
         raise CheckpointError(

@@ -185,7 +185,8 @@ def test_a_function_of_a_hidden_value_that_may_be_anywhere_is_refused() -> None:
 @pytest.mark.parametrize("base", ["gelu", "<class 'Tanh'>"])
 def test_another_base_function_is_refused_by_name(base: str) -> None:
     assert refusal(state_of(2, 1), config=config_of(2, 1, changed={"base_fun_name": base})) == (
-        f"the base function of this checkpoint of pykan is {base!r}: expected one of silu, identity, zero"
+        f"the base function of this checkpoint of pykan is {base!r}: expected one of silu, identity, zero. "
+        "Train with one of those"
     )
 
 
