@@ -36,6 +36,7 @@ MakeSpec = Callable[..., KanSpec]
 # Which deprecations the TensorRT and cuda-core of a machine announce is not what is tested here.
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")
 
+DATA = Path(__file__).parents[1] / "data"
 BATCH = (1, 8, 32)
 BATCHES = (1, 2, 7, 32, 33, 3 * 32 + 5)
 
@@ -239,6 +240,18 @@ def test_an_answer_is_not_overwritten_by_the_next(built: Built) -> None:
 
 
 # --- every flavour
+
+
+@pytest.mark.parametrize("strict_ops", [False, True], ids=["sigmoid", "strict"])
+@pytest.mark.parametrize("name", ["pykan_2_5_1_g5k3_fit", "efficient_kan_digits_64_16_10_g5k3"])
+def test_an_imported_network_answers_as_its_own_library_does(
+    name: str, strict_ops: bool, flavour: Flavour, gpu: Gpu, tmp_path: Path
+) -> None:
+    bundle = export(DATA / f"{name}.pt", tmp_path / "bundle", trt=True, flavour=flavour, strict_ops=strict_ops)
+    require_support(bundle.manifest.artifacts[1], gpu)
+    peer = np.load(DATA / f"{name}.npz")
+    runner = load(bundle.path, backend=flavour)
+    assert_close(runner(peer["x"].astype(np.float32)), peer["y"], 1e-5)
 
 
 @pytest.mark.parametrize("layout", get_args(Layout), ids=lambda layout: f"{layout}-filled")
