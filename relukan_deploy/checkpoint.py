@@ -9,34 +9,27 @@ its numbers. State dicts of other libraries (importers/) are recognised by their
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ._files import replacing_file, sha256
+from ._files import replacing_file
 from .errors import CheckpointError, InputError, MissingDependencyError
-from .importers import _pickled, efficient_kan, pykan, relu_kan
-from .importers._tensors import describe, is_plain
+from .importers import _pickled, efficient_kan, own, pykan, relu_kan
 from .spec import KanSpec, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .model import ReLUKAN
 
 __all__ = ["Checkpoint", "Source", "load_checkpoint", "save"]
 
 Source = Literal["relukan-deploy", "relu_kan", "pykan", "efficient-kan"]
 
-_FORMAT = "relukan-deploy checkpoint"
-_VERSION = 1
 _COUNT = "num_batches_tracked"  # of a normalisation; nothing depends on it, and it is no floating-point number
-_MEANING = ("task", "columns", "targets", "labels")
 
 _MATCHES: Mapping[Source, Callable[[Mapping[str, Any]], bool]] = {
-    "relukan-deploy": lambda content: content.get("format") == _FORMAT,
+    "relukan-deploy": own.matches,
     "relu_kan": relu_kan.matches,
     "pykan": pykan.matches,
     "efficient-kan": efficient_kan.matches,
@@ -80,7 +73,7 @@ class Checkpoint:
         """The network in float64, as everything downstream reads it."""
         if isinstance(self.network, KanSpec):
             return self.network
-        return self.network.spec(**{name: getattr(self, name) for name in _MEANING})
+        return self.network.spec(**{name: getattr(self, name) for name in own.MEANING})
 
 
 def save(
@@ -107,16 +100,16 @@ def save(
     path = Path(path)
     # What could not be exported is not written.
     spec = model.spec(task=task, columns=columns, targets=targets, labels=labels)
-    meaning = {name: getattr(spec, name) for name in _MEANING}
+    meaning = {name: getattr(spec, name) for name in own.MEANING}
     tensors = model.state_dict().items()
     state = {key: value.detach().cpu().contiguous() for key, value in tensors if not key.endswith(_COUNT)}
     header = {
-        "format": _FORMAT,
-        "version": _VERSION,
+        "format": own.FORMAT,
+        "version": own.VERSION,
         "config": model.config,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in meaning.items()},
     }
-    header["sha256"] = _checksum(header, state)
+    header["sha256"] = own.checksum(header, state)
     with replacing_file(path) as written:
         if path.suffix == ".safetensors":
             _safetensors().save_file(state, written, metadata={"relukan": json.dumps(header)})
@@ -159,7 +152,8 @@ def load_checkpoint(
                 f"{path} is a checkpoint of {kind}, and {option} is a matter of {_OPTIONS[name]}: leave it out"
             )
     if kind == "relukan-deploy":
-        return _from_content(file, content)
+        model, meaning = own.load(file, content)
+        return Checkpoint(model, file, **meaning)
     try:
         network: ReLUKAN | KanSpec
         if kind == "relu_kan":
@@ -245,96 +239,3 @@ def _safetensors() -> Any:
     except ImportError as error:
         raise MissingDependencyError("A .safetensors checkpoint", "safetensors", "train") from error
     return safetensors.torch
-
-
-def _from_content(path: Path, content: Mapping[str, Any]) -> Checkpoint:
-    from .model import ReLUKAN
-
-    version = content.get("version")
-    if type(version) is not int or version != _VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint version {version!r}, this release reads {_VERSION}: upgrade relukan-deploy"
-        )
-    try:
-        config, state = dict(content["config"]), dict(content["state_dict"])
-        meaning = {name: content[name] for name in _MEANING}
-        _check_names(meaning)
-        ranged = [key for key in state if isinstance(key, str) and key.endswith(".input_range")]
-        expected = _expected_shapes(config, ranged)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: its configuration is incomplete or wrong ({error})") from error
-    _check_state(path, expected, state)
-    header = {name: value for name, value in content.items() if name not in ("sha256", "state_dict")}
-    try:
-        checksum = _checksum(header, state)
-        model = ReLUKAN(**config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: its configuration is incomplete or wrong ({error})") from error
-    if content.get("sha256") != checksum:
-        raise CheckpointError(f"{path} is damaged: it does not match the checksum it was saved with")
-    model = model.to(next(iter(state.values())).dtype).eval()
-    for key in ranged:  # on any layer: a refined network has them behind the first one too
-        model.get_submodule(key.rpartition(".")[0]).input_range = state[key].clone()
-    model.load_state_dict(state)
-    named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in meaning.items()}
-    checkpoint = Checkpoint(model, path, **named)
-    try:
-        checkpoint.spec()
-    except InputError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    return checkpoint
-
-
-def _check_names(meaning: Mapping[str, Any]) -> None:
-    for name, value in meaning.items():
-        names = [value] if name == "task" else [] if value is None else value
-        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            raise TypeError(f"{name} is {value!r}")
-
-
-def _expected_shapes(config: Mapping[str, Any], ranged: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Of each tensor; known before a network is built, which a damaged size could make enormous."""
-    widths, bumps, batch_norm = config["widths"], config["grid"] + config["order"], config.get("batch_norm", False)
-    if len(widths) < 2 or not all(type(number) is int for number in (*widths, bumps)) or type(batch_norm) is not bool:
-        raise ValueError(f"widths {widths!r}, grid {config['grid']!r}, order {config['order']!r}, {batch_norm=}")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-        shapes[f"layers.{index}.starts"] = shapes[f"layers.{index}.ends"] = (inputs, bumps)
-        shapes[f"layers.{index}.weight"] = (outputs, inputs, bumps)
-        shapes[f"layers.{index}.bias"] = (outputs,)
-        if f"layers.{index}.input_range" in ranged or (batch_norm and index):
-            shapes[f"layers.{index}.input_range"] = (inputs, 2)
-        if batch_norm and index:
-            for name in ("weight", "bias", "running_mean", "running_var"):
-                shapes[f"norms.{index - 1}.{name}"] = (inputs,)
-    return shapes
-
-
-def _check_state(path: Path, expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Any]) -> None:
-    missing, unknown = sorted(set(expected) - set(state)), sorted(map(str, set(state) - set(expected)))
-    if missing or unknown:
-        raise CheckpointError(
-            f"{path} is damaged: tensors missing: {missing or 'none'}, not expected: {unknown or 'none'}"
-        )
-    dtype = getattr(next(iter(state.values())), "dtype", None)
-    for key, shape in expected.items():
-        if not is_plain(state[key]) or state[key].dtype != dtype:
-            raise CheckpointError(
-                f"{path} is damaged: {key} is {describe(state[key])}, expected a tensor of floating-point "
-                "numbers, of one dtype in the whole file"
-            )
-        if tuple(state[key].shape) != shape:
-            raise CheckpointError(
-                f"{path} is damaged: {key} is {tuple(state[key].shape)}, its configuration says {shape}"
-            )
-
-
-def _checksum(header: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of all that a checkpoint says."""
-    import torch
-
-    parts = [json.dumps(header, sort_keys=True, default=repr).encode()]
-    for key, tensor in sorted(state.items()):
-        parts += [f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode()]
-        parts += [tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()]
-    return sha256(b"\n".join(parts))

@@ -1,1 +1,1 @@
-"""Networks trained with other libraries: one file each, from its state dict to a network here."""
+"""Networks in files: one module for each library, this one included, from its state dict to a network here."""
