@@ -1,4 +1,4 @@
-"""A `KanSpec` as a graph of Relu, Mul, Add and Conv: bumps.py and splines.py say how.
+"""A `KanSpec` as a graph of Relu, Mul, Add and Conv: bumps.py, and ramps.py and splines.py, say how.
 
 In which form depends on the target, on the batch size, and on what float32 bears of this network:
 `candidate_forms` lists them, the fastest first, and `relukan_deploy.export` takes the first whose answers
@@ -8,7 +8,7 @@ are close enough to the float64 reference.
 |---|---|---|
 | direct | bumps | a product of two sums |
 | quadratic | bumps | a parabola, by a grouped Conv over two features |
-| direct-N | splines | truncated powers in blocks of N intervals; N = 1 takes every power of each interval |
+| direct-N | splines | truncated powers in blocks of N intervals; with N = 1 the B-splines themselves |
 | grouped-N | splines | the same, with the input spread out by a grouped Conv |
 """
 
