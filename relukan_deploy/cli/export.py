@@ -117,6 +117,9 @@ def _export(arguments: argparse.Namespace) -> None:
     print_artifacts(screen, manifest, rows)
     print_estimates(screen, manifest)
     print_approximations(screen, manifest)
+    asked = arguments.bound or 1e-6
+    if any(each.bound < asked for each in manifest.approximations):
+        screen.print(Text(f"that is closer than --bound {asked:g}, for the answers to be within the tolerance", "dim"))
     print_fifth_operator(screen, manifest)
     if any(not artifact.verified for artifact in manifest.artifacts):
         command = Text(f"relukan-verify {shlex.quote(str(bundle.path))}", "bold")

@@ -114,9 +114,9 @@ def _arities(layers: Sequence[Layer], mult_arity: int | None) -> tuple[tuple[int
     ]
     if mult_arity in fitting:
         return tuple((mult_arity,) * (layer.extra // (mult_arity - 1)) for layer in layers)
-    counts = ", ".join(f"{layer.subnode_bias.size} sums for {layer.node_bias.size} outputs" for layer in layers)
+    counts = ", ".join(f"{layer.subnode_bias.size}:{layer.node_bias.size}" for layer in layers)
     raise CheckpointError(
-        f"this checkpoint of pykan has layers of {counts}, "
+        f"this checkpoint of pykan has layers of sums and outputs {counts}, "
         + (f"which --mult-arity {mult_arity} does not give" if mult_arity is not None else "in more than one way")
         + (f": give --mult-arity {' or '.join(map(str, fitting))}, which all of them have, or " if fitting else ": ")
         + _SAVECKPT

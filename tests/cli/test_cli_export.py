@@ -310,3 +310,10 @@ def test_as_a_program_it_does_the_same(model: Path) -> None:
     assert done.returncode == 0
     assert json.loads(done.stdout)["widths"] == [2, 4, 1]
     assert "model.onnx" in done.stderr
+
+
+def test_a_bound_drawn_closer_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = Path(__file__).parents[1] / "data" / "pykan_4_2_1_1_g3k3_fit.pt"
+    assert main([str(checkpoint), "-o", str(tmp_path / "b"), "--strict-ops", "--bound", "1e-5"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "that is closer than --bound 1e-05, for the answers to be within the tolerance" in shown

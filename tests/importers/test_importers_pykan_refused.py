@@ -192,7 +192,7 @@ def test_another_base_function_is_refused_by_name(base: str) -> None:
 
 def test_multiplications_that_counts_leave_open_ask_for_their_number() -> None:
     assert refusal(state_of(2, 5, 1, sums=[7, 1])) == (
-        "this checkpoint of pykan has layers of 7 sums for 5 outputs, 1 sums for 1 outputs, in more than one way: give "
+        "this checkpoint of pykan has layers of sums and outputs 7:5, 1:1, in more than one way: give "
         "--mult-arity 2 or 3, which all of them have, or save it with model.saveckpt('mark') and give mark_config.yml"
     )
 
