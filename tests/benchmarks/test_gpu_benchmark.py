@@ -275,7 +275,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     module.Runtime = lambda logger: argparse.Namespace(deserialize_cuda_engine=lambda plan: open_plan(plan, logger))
     for where in ("runtime._plan", "bench.subjects.engine_profile"):
         monkeypatch.setattr(f"relukan_deploy.{where}.import_tensorrt", lambda *_: module)
-    for where in ("relukan_deploy.api", "benchmarks._gpu_machine", "benchmarks._gpu_parts"):
+    for where in ("relukan_deploy._recipe", "benchmarks._gpu_machine", "benchmarks._gpu_parts"):
         monkeypatch.setattr(f"{where}.build_engine", build)
     monkeypatch.setattr("relukan_deploy.bench.subjects.gpu_clock._BUSY_BYTES", 1024)
     yield fake
