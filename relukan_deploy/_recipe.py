@@ -17,7 +17,7 @@ from .bundle import ENGINE, ONNX, Artifact
 from .exporters.to_onnx import count_operators, serialise
 from .exporters.to_tensorrt import Engine, EngineOptions, build_engine
 from .lowering import Graph, candidate_forms, lower
-from .parity import STANDARD_BATCHES, TOLERANCES, compare
+from .parity import STANDARD_BATCHES, TOLERANCES, Run, compare
 from .runtime._session import SessionBackend, make_session
 from .spec import Form, KanSpec, Layout, Precision
 from .splines import SplineSpec
@@ -100,11 +100,14 @@ class Recipe:
         )
 
 
-def choose(recipe: Recipe, *, batch: int, x: NDArray[np.float32]) -> tuple[Recipe, Form, Made]:
+def choose(
+    recipe: Recipe, *, batch: int, x: NDArray[np.float32], reference: NDArray[np.float64]
+) -> tuple[Recipe, Form, Made]:
     """The recipe and the form to write model.onnx in, and the graph.
 
-    The fastest form that is within half the tolerance on the rows x ``(rows, in)``, and within three quarters of it
-    on others between the inner knots, for themselves; where none is, the fastest that is nearly as good as the best.
+    The fastest form that is within half the tolerance on the rows x ``(rows, in)``, whose right answers are the
+    reference ``(rows, out)``, and within three quarters of it on others between the inner knots, for themselves;
+    where none is, the fastest that is nearly as good as the best.
     Where something is approximated and that is too coarse for the tolerance, the bound is drawn closer, ten times and
     a hundred times. In half precision there is nothing to choose.
     """
@@ -115,13 +118,13 @@ def choose(recipe: Recipe, *, batch: int, x: NDArray[np.float32]) -> tuple[Recip
     if len(forms) == len(parts) == 1:
         return recipe, forms[0], recipe.graph(forms[0])
     tolerance = recipe.tolerance or TOLERANCES["fp32"]
-    rows = ((x, 1.0), (_between_inner_knots(recipe.spec), _INNER_SHARE))
-    compared = [(each, recipe.spec.evaluate(each), share) for each, share in rows]
-    tried = []
+    inner, tried = _between_inner_knots(recipe.spec), []
+    compared = [(x, reference, 1.0), (inner, recipe.spec.evaluate(inner), _INNER_SHARE)]
     for part, form in itertools.product(parts, forms):
         closer = dataclasses.replace(recipe, bound=recipe.bound / part)
         made = closer.graph(form)
-        error = max(_error(made, recipe.spec, each, reference) / share for each, reference, share in compared)
+        run = _runnable(made, recipe.spec)
+        error = max(_error(run, recipe.spec, rows, right, tolerance) / share for rows, right, share in compared)
         if error <= tolerance / 2:
             return closer, form, made
         tried.append((error, closer, form))
@@ -143,15 +146,18 @@ def _between_inner_knots(spec: KanSpec) -> NDArray[np.float32]:
     return generator.uniform(knots.min(axis=1), knots.max(axis=1), (_INNER_ROWS, spec.in_features)).astype(np.float32)
 
 
-def _error(made: Made, spec: KanSpec, x: NDArray[np.float32], reference: NDArray[np.float64]) -> float:
+def _runnable(made: Made, spec: KanSpec) -> Run:
     artifact, model = made
     session = functools.partial(make_session, providers=["CPUExecutionProvider"], threads=1)
-    run = SessionBackend("onnxruntime-cpu", session, model, artifact, spec.out_features).run
+    return SessionBackend("onnxruntime-cpu", session, model, artifact, spec.out_features).run
+
+
+def _error(run: Run, spec: KanSpec, x: NDArray[np.float32], reference: NDArray[np.float64], tolerance: float) -> float:
     return compare(
         run,
         x,
         reference,
-        tolerance=artifact.tolerance,
+        tolerance=tolerance,
         domain=spec.intervals,
         task=spec.task,
         batches=(*STANDARD_BATCHES, len(x)),  # each may be computed in another order

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._files import sha256
-from ._recipe import Recipe, Say, choose
+from ._recipe import Made, Recipe, Say, choose
 from ._tensorrt import Flavour
 from .approximation import approximations
 from .bundle import (
@@ -139,11 +139,12 @@ def export(
     if not approximate:
         _refuse_functions(spec)
     x = golden_inputs(spec, precision=precision)
-    table = _data_rows(spec, data)
+    rows = np.concatenate([x, _data_rows(spec, data)])
+    reference = spec.evaluate(rows)
 
     say("writing the graph")
     wanted = Recipe(spec, layout, precision, tolerance, strict=strict_ops, bound=bound)
-    recipe, form, graph = choose(wanted, batch=options.batch[1], x=np.concatenate([x, table]))
+    recipe, form, graph = choose(wanted, batch=options.batch[1], x=rows, reference=reference)
     manifest = Manifest(
         widths=spec.widths,
         task=spec.task,
@@ -162,7 +163,7 @@ def export(
     if trt:
         say("building the engine")
         made.append(recipe.engine(engine_form(form), options, flavour, say))
-    return _write(out, manifest, made, spec, x, table, tolerance, say)
+    return _write(out, manifest, made, rows, reference, len(x), tolerance, say)
 
 
 def _shape_of(layer: SplineSpec) -> SplineShape:
@@ -173,22 +174,23 @@ def _shape_of(layer: SplineSpec) -> SplineShape:
 def _write(
     out: Path,
     manifest: Manifest,
-    made: list[tuple[Artifact, bytes]],
-    spec: KanSpec,
-    x: NDArray[np.float32],
-    table: NDArray[np.float32],
+    made: list[Made],
+    rows: NDArray[np.float32],
+    reference: NDArray[np.float64],
+    golden: int,
     tolerance: float | None,
     say: Say,
 ) -> Bundle:
-    """Writes the bundle, reads it back, compares every artifact, and puts it in its place."""
+    """Writes the bundle, reads it back, compares every artifact, and puts it in its place.
+
+    All rows are compared; the first `golden` of them stay in the bundle.
+    """
     artifacts = tuple(artifact for artifact, _ in made)
-    rows = np.concatenate([x, table])
-    reference = spec.evaluate(rows)
     with replacing_bundle(out) as folder:
         for artifact, content in made:
             (folder / artifact.file).write_bytes(content)
         with (folder / GOLDEN).open("wb") as file:
-            np.savez_compressed(file, x=x, y=reference[: len(x)])
+            np.savez_compressed(file, x=rows[:golden], y=reference[:golden])
         write_manifest(folder, dataclasses.replace(manifest, artifacts=artifacts))
         written = open_bundle(folder)
         checks = [_check(written, artifact, rows, reference, tolerance, say) for artifact in artifacts]

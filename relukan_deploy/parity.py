@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .errors import ParityError
 from .spec import KanSpec, Precision, Task
 
-__all__ = ["STANDARD_BATCHES", "TOLERANCES", "ParityReport", "compare", "golden_inputs"]
+__all__ = ["STANDARD_BATCHES", "TOLERANCES", "Domain", "ParityReport", "Run", "compare", "golden_inputs"]
 
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 5e-3, "bf16": 4e-2}
 """The largest error allowed, relative to max(1, max|y|), for each precision."""
