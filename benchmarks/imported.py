@@ -31,7 +31,7 @@ from relukan_deploy.api import export
 from relukan_deploy.bench.subjects import exports, make_inputs
 from relukan_deploy.bench.subjects.bound import bound_calls
 from relukan_deploy.bench.sweep import Effort
-from relukan_deploy.bench.timing import Rounds, Timing, Turn, rotated, sample, summarise
+from relukan_deploy.bench.timing import Rounds, Timing, Turn, rotated, summarise
 from relukan_deploy.checkpoint import load_checkpoint
 from relukan_deploy.exporters.to_tensorrt import EngineOptions
 from relukan_deploy.runtime._session import make_session
@@ -131,15 +131,7 @@ def measure(peer: Peer, effort: Effort) -> list[dict[str, Any]]:
     taken: dict[int, list[Mapping[str, Rounds]]] = {batch: [] for batch in graphs}
     for run in range(effort.runs):
         for batch, contenders in turns.items():
-            sampled = sample(
-                contenders,
-                rounds=effort.rounds,
-                burst=effort.burst,
-                warm_up=effort.warm_up,
-                most=effort.most,
-                seed=run,
-            )
-            taken[batch].append(sampled)
+            taken[batch].append(effort.sample(contenders, run))
     return [
         {
             "library": peer.library,

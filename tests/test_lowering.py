@@ -10,16 +10,15 @@ import pytest
 from graphs import by_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import LAYOUTS, Array, bump_layers, error_of, networks, random_network, run_onnx
+from networks import BUMP_FORMS, LAYOUTS, Array, bump_layers, error_of, networks, random_network, run_onnx
 
 from relukan_deploy.errors import InputError
 from relukan_deploy.exporters.to_onnx import to_onnx
 from relukan_deploy.lowering import Graph, candidate_forms, lower, storage_dtype
 from relukan_deploy.spec import Form, KanSpec, LayerSpec, Layout, Precision
 
-FORMS: tuple[Form, ...] = ("direct", "quadratic")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
-CHOICES = list(itertools.product(LAYOUTS, FORMS))
+CHOICES = list(itertools.product(LAYOUTS, BUMP_FORMS))
 
 
 def bumps(*intervals: tuple[float, float], coefficients: list[float] | None = None) -> LayerSpec:
@@ -129,7 +128,7 @@ def test_shapes_put_the_batch_where_the_layout_says() -> None:
     assert shapes == [((1, 3, 1, "batch"), (1, 2, 1, "batch")), (("batch", 3, 1), ("batch", 2, 1))]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", BUMP_FORMS)
 def test_every_constant_is_used(form: Form) -> None:
     graph = lower(random_network(0, [3, 4, 2]), layout="batch-last", form=form, precision="fp16")
     assert set(graph.constants) <= {name for node in graph.nodes for name in node.inputs}
@@ -138,7 +137,7 @@ def test_every_constant_is_used(form: Form) -> None:
 # --- what is dropped and shared
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", BUMP_FORMS)
 def test_dead_bumps_take_no_room(form: Form) -> None:
     live = bumps((0, 1), (0.5, 1.5), coefficients=[1.0, 2.0])
     crowded = bumps((0, 1), (9, 3), (0.5, 1.5), (0, 4), (2, 2), coefficients=[1.0, 5.0, 2.0, 0.0, 6.0])
@@ -150,7 +149,7 @@ def test_dead_bumps_take_no_room(form: Form) -> None:
     }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", BUMP_FORMS)
 def test_a_hidden_feature_that_nothing_reads_is_dropped(form: Form) -> None:
     first, second = bump_layers(random_network(0, [3, 4, 2]))
     unread = second.coefficients.copy()

@@ -11,7 +11,7 @@ import pytest
 from graphs import by_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import LAYOUTS, Array, error_of, run_onnx
+from networks import LAYOUTS, Array, error_of, run_onnx, spline_layers
 
 from relukan_deploy.errors import InputError
 from relukan_deploy.exporters.to_onnx import to_onnx
@@ -44,10 +44,6 @@ def spline_layer(
 def spline_network(seed: int, widths: list[int], **parts: Any) -> KanSpec:
     rng = np.random.default_rng(seed)
     return KanSpec(tuple(spline_layer(rng, i, o, **parts) for i, o in itertools.pairwise(widths)))
-
-
-def layers_of(spec: KanSpec) -> tuple[SplineSpec, ...]:
-    return tuple(layer for layer in spec.layers if isinstance(layer, SplineSpec))
 
 
 def rows(spec: KanSpec, *, count: int = 50) -> Array:
@@ -107,7 +103,7 @@ def test_all_branches_together_are_within_the_bound_of_their_functions(layout: L
 
 
 def test_without_other_functions_all_branches_are_exact() -> None:
-    first, second = layers_of(mixed_network())
+    first, second = spline_layers(mixed_network())
     spec = KanSpec((dataclasses.replace(first, functions=()), second))
     x = rows(spec)[:60]
     for form in forms_of(spec, "batch-last"):
@@ -194,7 +190,7 @@ def test_a_form_of_bumps_is_refused_for_splines() -> None:
 
 def test_hidden_features_that_nothing_depends_on_are_left_out() -> None:
     spec = spline_network(0, [3, 4, 2])
-    first, second = layers_of(spec)
+    first, second = spline_layers(spec)
     coefficients, silu = np.array(second.coefficients), np.array(second.silu)
     coefficients[:, [0, 2]], silu[:, [0, 2]] = 0, 0
     spec = KanSpec((first, dataclasses.replace(second, coefficients=coefficients, silu=silu)))

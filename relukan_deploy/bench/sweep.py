@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import RelukanError
 from .results import Point, Split
@@ -45,6 +45,10 @@ class Effort:
     warm_up: float = 0.05
     most: float = 10.0
     longest: float = 1.0
+
+    def sample(self, turns: Mapping[str, Turn], run: int) -> Mapping[str, Rounds]:
+        """The rounds of each contender in a run, the first being 0; see `timing.sample`."""
+        return sample(turns, rounds=self.rounds, burst=self.burst, warm_up=self.warm_up, most=self.most, seed=run)
 
 
 def sweep(
@@ -115,18 +119,10 @@ class _Sweep:
 
     def _sample(self, turns: dict[int, Turn], run: int, batch: int) -> dict[int, Rounds]:
         """The rounds of each; one that fails loses its turns, and the others begin anew."""
-        effort = self._effort
         while turns:
             named = {str(index): _failing_as(index, turn) for index, turn in turns.items()}
             try:
-                found = sample(
-                    named,
-                    rounds=effort.rounds,
-                    burst=effort.burst,
-                    warm_up=effort.warm_up,
-                    most=effort.most,
-                    seed=run,
-                )
+                found = self._effort.sample(named, run)
             except _Failed as failed:
                 del turns[failed.index]
                 self._skip(failed.index, batch, failed.__cause__)

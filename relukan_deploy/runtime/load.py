@@ -9,9 +9,9 @@ from typing import Literal
 
 from ..bundle import Artifact, ArtifactKind, Bundle, open_bundle
 from ..errors import BundleError, InputError, ParityError, RelukanError
-from ..parity import ParityReport, compare
+from ..parity import ParityReport
 from .guard import Guard, Nonfinite, OutOfDomain
-from .runner import Backend, Runner
+from .runner import Backend, Runner, check_answers
 
 __all__ = ["BACKENDS", "check_golden", "load", "open_backend"]
 
@@ -104,16 +104,7 @@ def check_golden(bundle: Bundle, artifact: Artifact, backend: Backend) -> Parity
         ParityError: they are out of tolerance.
     """
     x, y = bundle.golden()
-    manifest = bundle.manifest
-    report = compare(
-        backend.run,
-        x,
-        y,
-        domain=manifest.domain,
-        tolerance=artifact.tolerance,
-        task=manifest.task,
-        batches=[32, len(x)],
-    )
+    report = check_answers(backend, artifact, x, y, domain=bundle.manifest.domain, task=bundle.manifest.task)
     report.require(f"{bundle.path / artifact.file} on {backend.name}")
     return report
 

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..bundle import Artifact, Bundle
 from ..errors import InputError, ParityError
 from ..lowering import constants_like
-from ..parity import compare, golden_inputs
-from ..spec import KanSpec, Layout, Precision
+from ..parity import Domain, ParityReport, compare, golden_inputs
+from ..spec import KanSpec, Layout, Precision, Task
 from ._arrays import is_on_gpu
 from .guard import Guard, Limits, Rows, Stats, limits_of
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..model import ReLUKAN
     from ..train import FitResult
 
-__all__ = ["Backend", "Rows", "Runner", "as_rows", "element_dtype", "from_graph", "parts", "to_graph"]
+__all__ = ["Backend", "Rows", "Runner", "as_rows", "check_answers", "element_dtype", "from_graph", "parts", "to_graph"]
 
 
 class Backend(Protocol):
@@ -173,15 +173,7 @@ class Runner:
         with self._changing:
             backend, _ = self._running or self._closed()
             refitted = backend.with_constants(constants)
-            report = compare(
-                refitted.run,
-                x,
-                y,
-                domain=spec.intervals,
-                tolerance=artifact.tolerance,
-                task=spec.task,
-                batches=[32, len(x)],
-            )
+            report = check_answers(refitted, artifact, x, y, domain=spec.intervals, task=spec.task)
             try:
                 report.require(f"{artifact.file} with new weights")
             except ParityError as error:
@@ -232,6 +224,14 @@ def _check_same_network(spec: KanSpec, bundle: Bundle) -> None:
             raise InputError(
                 f"the new network has {name} {new}, and {bundle.path} has {old}: export it with relukan-export instead"
             )
+
+
+def check_answers(
+    backend: Backend, artifact: Artifact, x: Rows, y: NDArray[np.float64], *, domain: Domain, task: Task
+) -> ParityReport:
+    """Compares a backend's answers to x ``(rows, in)`` with the right ones y ``(rows, out)``, in few batches."""
+    tolerance, batches = artifact.tolerance, [32, len(x)]
+    return compare(backend.run, x, y, domain=domain, tolerance=tolerance, task=task, batches=batches)
 
 
 def as_rows(x: ArrayLike, in_features: int) -> Rows:

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import LAYOUTS, Array, bump_layers, error_of, from_graph, networks, random_network, run_onnx, to_graph
+from networks import BUMP_FORMS, LAYOUTS, Array, bump_layers, error_of, from_graph, networks, random_network, run_onnx, to_graph
 from onnx import TensorProto, helper
 
 from relukan_deploy.errors import BuildError, InputError, MissingDependencyError
@@ -22,8 +22,7 @@ from relukan_deploy.exporters.to_onnx import count_operators, to_onnx
 from relukan_deploy.lowering import OPERATORS, candidate_forms
 from relukan_deploy.spec import Form, KanSpec, LayerSpec, Layout, Precision
 
-FORMS: tuple[Form, ...] = ("direct", "quadratic")
-CHOICES = list(itertools.product(LAYOUTS, FORMS))
+CHOICES = list(itertools.product(LAYOUTS, BUMP_FORMS))
 ELEMENTS = {
     "fp32": TensorProto.FLOAT,
     "tf32": TensorProto.FLOAT,
@@ -156,7 +155,7 @@ def test_the_versions_are_the_oldest_that_hold_the_precision(precision: Precisio
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", BUMP_FORMS)
 def test_every_tensor_has_the_type_of_the_precision(form: Form, precision: Precision) -> None:
     graph = onnx.load_from_string(to_onnx(small_network(), form=form, precision=precision)).graph
     types = {tensor.data_type for tensor in graph.initializer}
@@ -196,7 +195,7 @@ def test_the_same_network_gives_the_same_bytes() -> None:
     assert to_onnx(small_network()) == to_onnx(small_network())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", BUMP_FORMS)
 def test_dead_bumps_make_the_file_smaller(form: Form) -> None:
     whole = random_network(0, [8, 8, 2])
     layer, last = bump_layers(whole)
