@@ -239,16 +239,17 @@ class ReLUKAN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y ``(..., widths[-1])`` for x ``(..., widths[0])``."""
-        for index in range(len(self.layers)):
-            x = self._after(index, x)
-        return x
+        return self.activations(x)[-1]
 
-    def _after(self, index: int, x: Tensor) -> Tensor:
-        """What a layer, and the normalisation behind it, make of its inputs."""
-        x = self.layers[index](x)
-        if index < len(self.norms):
-            x = self.norms[index](x.reshape(-1, x.shape[-1])).view_as(x)
-        return x
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """What reaches each layer, ``(..., widths[i])`` for layer i, and last the answers, for x ``(..., widths[0])``."""
+        reached = [x]
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index < len(self.norms):
+                x = self.norms[index](x.reshape(-1, x.shape[-1])).view_as(x)
+            reached.append(x)
+        return reached
 
     def _layers(self) -> Iterable[ReLUKANLayer]:
         return self.layers  # type: ignore[return-value]  # nn.ModuleList forgets what it holds
@@ -262,10 +263,9 @@ class ReLUKAN(nn.Module):
         training = self.training
         self.eval()  # what is looked at must not move the normalisation's statistics
         shares = []
-        for index, layer in enumerate(self._layers()):
-            reached = ((layer.basis(x) > 0) & layer.weight.any(dim=0)).any(dim=-1)
+        for layer, values in zip(self._layers(), self.activations(x), strict=False):
+            reached = ((layer.basis(values) > 0) & layer.weight.any(dim=0)).any(dim=-1)
             shares.append(1 - float(reached.double().mean()))
-            x = self._after(index, x)
         self.train(training)
         return tuple(shares)
 

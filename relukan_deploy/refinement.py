@@ -93,12 +93,9 @@ def inputs_of_layers(model: ReLUKAN, x: Tensor) -> list[Tensor]:
     if not bool(x.isfinite().all()):
         raise InputError("x must be finite, got NaN or infinity among the rows")
     network = copy.deepcopy(model).cpu().double().eval()
-    seen: list[list[Tensor]] = [[] for _ in network.layers]
-    for layer, parts in zip(network.layers, seen, strict=True):
-        layer.register_forward_pre_hook(lambda _, inputs, parts=parts: parts.append(inputs[0]))
     widest = max(layers_of(network), key=lambda layer: layer.starts.numel())
-    answers = [network(rows) for rows in blocks(x.cpu().double(), widest)]
-    return [torch.cat(parts) for parts in (*seen, answers)]
+    seen = [network.activations(rows) for rows in blocks(x.cpu().double(), widest)]
+    return [torch.cat(parts) for parts in zip(*seen, strict=True)]
 
 
 def even_rows(model: ReLUKAN) -> Tensor:
