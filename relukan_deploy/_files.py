@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing_file", "replacing_folder", "sha256"]
+__all__ = ["replacing_file", "replacing_folder", "sha256", "state_path"]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -22,6 +22,11 @@ _RENAME_EXCHANGE = 2
 def sha256(data: bytes) -> str:
     """The SHA-256 of `data`, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def state_path(checkpoint: Path) -> Path:
+    """Where a training that was interrupted left what it takes to go on."""
+    return checkpoint.with_name(f"{checkpoint.name}.resume")
 
 
 @contextlib.contextmanager

@@ -242,7 +242,7 @@ class ReLUKAN(nn.Module):
         return self.activations(x)[-1]
 
     def activations(self, x: Tensor) -> list[Tensor]:
-        """What reaches each layer, ``(..., widths[i])`` for layer i, and last the answers, for x ``(..., widths[0])``."""
+        """What reaches each layer, ``(..., widths[i])`` for layer i, and last the answers to x."""
         reached = [x]
         for index, layer in enumerate(self.layers):
             x = layer(x)

@@ -14,10 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ._loop import score_of
 from .errors import InputError
 from .model import ReLUKAN, ReLUKANLayer
 from .refinement import blocks, even_rows, inputs_of_layers, layers_of, range_of
+from .training.loop import score_of
 
 __all__ = ["Pruned", "prune"]
 

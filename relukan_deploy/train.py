@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
-import itertools
-import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from ._examples import Examples, Units, input_range, make_examples, scaling, split
-from ._loop import train_epochs, usual_batch_size
-from .checkpoint import save
-from .errors import InputError, MissingDeviceError, TableError
-from .model import Normalization, ReLUKAN, ReLUKANLayer
-from .refinement import refine
+from .errors import InputError, TableError
+from .model import Normalization, ReLUKAN
 from .spec import KanSpec, Task
 from .table import Table
+from .training.course import Course, Rows
+from .training.examples import Examples, input_range, make_examples, scaling, split
+from .training.loop import Optimizer
+from .training.memory import is_out_of_memory, step_bytes
+from .training.options import Options, find_device
+from .training.processes import Processes, joined
+from .training.saving import Best, Saver
 
 __all__ = ["Epoch", "FitResult", "fit"]
 
 _LEAST_ROWS = 10
-_SECONDS_BETWEEN_SAVES = 1.0
 # A batch whose basis (batch, in, K) has fewer numbers than this is not worth more than one thread.
 _ELEMENTS_FOR_THREADS = 1 << 18
-# Held-out rows are scored in blocks whose basis stays near this many numbers.
-_BLOCK_ELEMENTS = 1 << 24
 # Of the held-out rows, so many at most are looked at for dead inputs.
 _WATCHED_ROWS = 1024
 
@@ -44,7 +40,9 @@ class Epoch:
 
     Attributes:
         number: from 1.
-        loss: mean training loss: cross entropy, or squared error in units of the targets' variance.
+        loss: mean training loss over the epoch: cross entropy, or squared error in units of the targets' variance;
+            with LBFGS, that before it, and penalties included.
+        held_out_loss: the same on the held-out rows, after the epoch, without penalties.
         score: on the held-out rows, see `FitResult.score`.
         best: the best score so far.
         dead: for each layer, the fraction of its inputs, on a thousand held-out rows or so, that no bump reaches,
@@ -53,6 +51,7 @@ class Epoch:
 
     number: int
     loss: float
+    held_out_loss: float
     score: float
     best: float
     dead: tuple[float, ...]
@@ -73,7 +72,9 @@ class FitResult:
         best_epoch: the number of the epoch `model` is from.
         validation_rows: indices of the held-out rows, ``(held out,)``, ascending.
         rows: in the table, held out ones included.
-        seconds: time spent.
+        seconds: time spent; after resuming, that before the interruption included.
+        step_bytes: the most memory that one step holds in a process: weights, gradients and the optimiser's
+            moments, and all that is computed of the rows.
         path: the checkpoint, or None if none was asked for.
     """
 
@@ -89,6 +90,7 @@ class FitResult:
     validation_rows: NDArray[np.int64]
     rows: int
     seconds: float
+    step_bytes: int
     path: Path | None
 
     def spec(self) -> KanSpec:
@@ -109,14 +111,22 @@ def fit(
     power: int = 2,
     train_intervals: bool = True,
     batch_norm: bool = False,
+    optimizer: Optimizer = "adam",
     epochs: int = 100,
     batch_size: int | None = None,
-    learning_rate: float = 2e-3,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    l1: float = 0.0,
+    entropy: float = 0.0,
+    amp: bool = False,
+    compile: bool = False,  # noqa: A002  # the name of PyTorch's own function
+    micro_batch: int | None = None,
     patience: int = 20,
     validation: float = 0.2,
     seed: int = 0,
     device: str = "auto",
     out: str | Path | None = None,
+    resume: bool = False,
     progress: Callable[[Epoch], None] | None = None,
 ) -> FitResult:
     """Trains a ReLU-KAN: what relukan-train does.
@@ -141,80 +151,133 @@ def fit(
         batch_norm: as for `ReLUKAN`. It keeps a deep network alive at high learning rates; at the usual one a
             network that begins linear, as all with several hidden layers do here, stays alive without, and is the
             more accurate: small batches make the normalisation noisy.
-        epochs: the most passes over the training rows, over all grids.
-        batch_size: rows for one step; None is a 32nd of the training rows, within 16 and 1024.
-        learning_rate: at the start; it falls to 0 along a cosine over the epochs.
+        optimizer: "adam", AdamW on batches, or "lbfgs", LBFGS with a strong Wolfe line search on all rows at once: for
+            small networks and smooth targets, where it reaches errors that Adam does not.
+        epochs: the most passes over the training rows, over all grids; with LBFGS, an epoch is twenty iterations.
+        batch_size: rows for one step; None is a 32nd of the training rows, within 16 and 1024. Over several
+            processes it is the sum of theirs.
+        learning_rate: at the start; it falls to 0 along a cosine over the epochs. None is 2e-3. With LBFGS it is
+            the first length that a line search tries, always, and None is 1.
+        weight_decay: of AdamW, on the coefficients; None is 0.1.
+        l1, entropy: weights of KAN's penalties on the edges, in units of the loss: the L1 norm leaves edges small that
+            are not needed, for `prune` to take out; the entropy prefers few large edges.
+        amp: compute matrix products in bfloat16.
+        compile: compile the network with `torch.compile`, which takes up to a minute at first.
+        micro_batch: compute a step's gradient from so many rows at a time, in less memory. The result is the same up
+            to rounding; but a normalisation, and the entropy, see only those rows at a time.
         patience: stop after this many epochs without a better held-out score.
         validation: the fraction of rows held out; for a classification, of each class.
         seed: of the split, the first weights and the order of rows.
         device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", or another name torch knows.
         out: where to write the best network, as it is found and at the end. It is also written
             if training is interrupted (Ctrl-C), and KeyboardInterrupt is then raised again.
-        progress: called after each epoch.
+        resume: go on where the training that wrote `out` was interrupted, from ``<out>.resume`` beside it, which is
+            written every second or so; everything else has to be as it was. The result is that of a training
+            without interruption. Where there is no such file, training begins anew.
+        progress: called after each epoch, by torchrun's first process.
 
     Raises:
         TableError: the data, or a column of it, cannot be used.
-        InputError: an option is out of range, or training diverges.
+        InputError: an option is out of range, the memory does not suffice, or training diverges.
+        CheckpointError: what to resume from cannot be read.
         MissingDeviceError: the device is not there.
+        RelukanError: the network cannot be compiled.
     """
-    began = time.monotonic()
-    _check_options(task, epochs, batch_size, learning_rate, patience, validation, seed, data, out)
-    grids = _grids(grid, epochs)
-    place = _device(device)
-
+    options = Options(
+        task=task,
+        hidden=tuple(hidden),
+        grids=tuple(grid) if isinstance(grid, Sequence) else (grid,),
+        order=order,
+        normalization=normalization,
+        power=power,
+        train_intervals=train_intervals,
+        batch_norm=batch_norm,
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        l1=l1,
+        entropy=entropy,
+        amp=amp,
+        compile=compile,
+        micro_batch=micro_batch,
+        patience=patience,
+        validation=validation,
+        seed=seed,
+    )
+    path = _checked_path(out, data, resume)
+    place = find_device(device)
     examples = make_examples(data, target, columns, task)
     if examples.rows < _LEAST_ROWS:
         raise TableError(f"{examples.name}: training needs at least {_LEAST_ROWS} rows, got {examples.rows}")
-    training, held_out = split(examples.codes, examples.rows, validation, seed)
-    if batch_norm and batch_size == 1:
-        raise InputError("batch_norm needs batches of at least 2 rows, got batch_size 1: choose a larger one")
-    with torch.random.fork_rng(devices=[]):  # the caller's own random numbers go on undisturbed
-        torch.manual_seed(seed)
-        model = ReLUKAN(
-            [examples.x.shape[1], *hidden, examples.outputs],
-            grids[0],
-            order,
-            normalization=normalization,
-            power=power,
-            train_intervals=train_intervals,
-            batch_norm=batch_norm,
-            initialization="linear" if len(hidden) > 1 else "reference",  # which does well where nothing is deep
-            input_range=torch.from_numpy(input_range(examples, training)),
-        )
+    with joined(place) as processes:
+        try:
+            return _fit(examples, options, processes, path, resume, progress)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                "a step does not fit the memory: choose a smaller micro_batch, which gives the same network in "
+                f"more time (now: {micro_batch or 'all rows of a batch at once'})"
+            ) from error
+
+
+def _fit(
+    examples: Examples,
+    options: Options,
+    processes: Processes,
+    path: Path | None,
+    resume: bool,
+    progress: Callable[[Epoch], None] | None,
+) -> FitResult:
+    began = time.monotonic()
+    training, held_out = split(examples.codes, examples.rows, options.validation, options.seed)
     units = scaling(examples, training)
     y = examples.y if units is None else ((examples.y - units[0]) / units[1]).astype(np.float32)
-    watched = torch.from_numpy(examples.x[held_out[:: -(-len(held_out) // _WATCHED_ROWS)]]).to(place)
-    best = _Best(examples, units, None if out is None else Path(out))
-    history: list[Epoch] = []
-    batch_size = batch_size or usual_batch_size(len(training))
-    row_elements = max(model.config["widths"]) * (grids[-1] + order)  # of one row's basis
-    threads = torch.get_num_threads()
-    try:
-        if batch_size * row_elements < _ELEMENTS_FOR_THREADS:
-            torch.set_num_threads(1)
-        for loss, score, tie_break, network in _train(
-            model.to(place),
-            grids,
-            *(torch.from_numpy(array[rows]).to(place) for rows in (training, held_out) for array in (examples.x, y)),
-            epochs=epochs,
-            patience=patience,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            block=max(1, _BLOCK_ELEMENTS // row_elements),
-        ):
-            if not (math.isfinite(loss) and math.isfinite(score)):
-                break
-            best.offer(len(history) + 1, score, tie_break, network)
-            history.append(Epoch(len(history) + 1, loss, score, best.score, network.dead_inputs(watched)))
-            if progress is not None:
-                progress(history[-1])
-    finally:  # also when interrupted
-        torch.set_num_threads(threads)
-        best.write()
+    tensors = [torch.from_numpy(array[part]) for part in (training, held_out) for array in (examples.x, y)]
+    rows = Rows(*(tensor.to(processes.device) for tensor in tensors))
+    ranges = torch.from_numpy(input_range(examples, training))
+    network = options.network(examples.x.shape[1], examples.outputs, ranges).to(processes.device)
+    watched = rows.held_out_x[:: -(-len(held_out) // _WATCHED_ROWS)]
+
+    best, history = Best(units), list[Epoch]()
+    with _threads(network, options, len(training)):
+        method = options.method(0, len(training))
+        share = slice(-(-method.batch_size // processes.size))
+        memory = step_bytes(network, rows.x[share], rows.y[share], method)
+        course = Course(network, rows, options, processes)
+        saver = None if path is None else Saver(path, options, examples, processes)
+        state = saver.read() if saver and resume else None
+        if state is not None:
+            course.load(state["course"])
+            best.load(state["best"])
+            history = [Epoch(*each) for each in state["history"]]
+            began -= state["seconds"]
+
+        def written() -> dict[str, Any]:
+            epochs = [dataclasses.astuple(each) for each in history]
+            seconds = time.monotonic() - began
+            return {"course": course.state(), "best": best.state(), "history": epochs, "seconds": seconds}
+
+        try:
+            for measured in course:
+                if not measured.is_finite:
+                    break
+                best.offer(len(history) + 1, measured, course.network)
+                history.append(Epoch(len(history) + 1, *measured, best.score, course.network.dead_inputs(watched)))
+                if progress is not None and processes.rank == 0:
+                    progress(history[-1])
+                if saver:
+                    saver.write(best, written)
+        finally:  # also when interrupted
+            if saver:
+                saver.write_best(best)
+        if saver:
+            saver.complete()
     if best.model is None:
         raise InputError(
-            f"training diverged in its first epoch: try a learning rate below {learning_rate:g}, "
+            f"training diverged in its first epoch: try a learning rate below {method.learning_rate:g}, "
             "or inputs and targets of a smaller spread"
         )
     return FitResult(
@@ -230,130 +293,32 @@ def fit(
         validation_rows=held_out,
         rows=examples.rows,
         seconds=time.monotonic() - began,
-        path=best.path,
+        step_bytes=memory,
+        path=path,
     )
 
 
-def _train(
-    model: ReLUKAN, grids: Sequence[int], x: Tensor, *rows: Tensor, epochs: int, patience: int, **options: Any
-) -> Iterator[tuple[float, float, float, ReLUKAN]]:
-    """`train_epochs` on one grid after the other, each for its share of the epochs or until patience ends."""
-    for index, grid in enumerate(grids):
-        if index:
-            model = refine(model, grid, x).model.requires_grad_(True)
-        best, stale = (-math.inf, -math.inf), 0
-        share = epochs * (index + 1) // len(grids) - epochs * index // len(grids)
-        for loss, score, tie_break, average in train_epochs(model, x, *rows, epochs=share, **options):
-            yield loss, score, tie_break, average
-            stale = 0 if (score, tie_break) > best else stale + 1
-            best = max(best, (score, tie_break))
-            if stale >= patience:
-                break
-        model = average
+@contextlib.contextmanager
+def _threads(network: ReLUKAN, options: Options, rows: int) -> Iterator[None]:
+    """As many threads as there are, or one where there is little to share out."""
+    elements = max(network.config["widths"]) * (options.grids[-1] + options.order)  # of one row's basis
+    threads = torch.get_num_threads()
+    if options.method(0, rows).batch_size * elements < _ELEMENTS_FOR_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _grids(grid: int | Sequence[int], epochs: int) -> tuple[int, ...]:
-    grids = tuple(grid) if isinstance(grid, Sequence) else (grid,)
-    rising = all(type(each) is int for each in grids[1:]) and all(a < b for a, b in itertools.pairwise(grids))
-    if not grids or not rising:
-        raise InputError(f"grid must be a whole number, or several, each above the one before, got {grid!r}")
-    if len(grids) > epochs:
-        raise InputError(f"{len(grids)} grids need as many epochs or more, got {epochs}")
-    return grids
-
-
-def _check_options(
-    task: str | None,
-    epochs: int,
-    batch_size: int | None,
-    learning_rate: float,
-    patience: int,
-    validation: float,
-    seed: int,
-    data: object,
-    out: str | Path | None,
-) -> None:
-    if task not in (None, *get_args(Task)):
-        raise InputError(f"task must be one of {get_args(Task)} or None, got {task!r}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
-    if not 0 < validation < 1:
-        raise InputError(f"validation must be a fraction of the rows between 0 and 1, got {validation}")
-    if not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise InputError(f"learning_rate must be greater than 0, got {learning_rate}")
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+def _checked_path(out: str | Path | None, data: object, resume: bool) -> Path | None:
+    if out is None:
+        if resume:
+            raise InputError("resume needs out, the checkpoint that the interrupted training wrote")
+        return None
     source = data.name if isinstance(data, Table) else data
-    if out is not None and isinstance(source, (str, Path)) and Path(out).resolve() == Path(source).resolve():
+    if isinstance(source, (str, Path)) and Path(out).resolve() == Path(source).resolve():
         raise InputError(f"{out} is the data itself: choose another file for the checkpoint")
-    if out is not None and Path(out).is_dir():
+    if Path(out).is_dir():
         raise InputError(f"{out} is a folder: expected a file to write the checkpoint to, such as {out}/model.pt")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise InputError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise MissingDeviceError(
-            "training on 'cuda' needs an NVIDIA GPU, its driver and a CUDA build of torch, and torch finds none: "
-            "choose the device 'cpu' or 'auto'"
-        )
-    return device
-
-
-class _Best:
-    """The best network so far, in memory and, at most once a second, on disk."""
-
-    def __init__(self, examples: Examples, units: Units | None, path: Path | None) -> None:
-        self.path = path
-        self.score = -math.inf
-        self.epoch = 0
-        self.model: ReLUKAN | None = None
-        self._examples = examples
-        self._units = units
-        self._rank = (-math.inf, -math.inf)
-        self._written: ReLUKAN | None = None
-        self._next_write = 0.0
-
-    def offer(self, epoch: int, score: float, tie_break: float, network: ReLUKAN) -> None:
-        """Keeps a copy of the network if it is better than the best so far."""
-        if (score, tie_break) <= self._rank:
-            return
-        model = _in_own_units(copy.deepcopy(network).cpu(), self._units)
-        self.model, self.epoch, self.score, self._rank = model, epoch, score, (score, tie_break)
-        if time.monotonic() >= self._next_write:
-            self.write()
-            self._next_write = time.monotonic() + _SECONDS_BETWEEN_SAVES
-
-    def write(self) -> None:
-        """Writes the checkpoint, unless the file already holds this network."""
-        model, examples = self.model, self._examples
-        if model is None or self.path is None or model is self._written:
-            return
-        try:
-            save(
-                model,
-                self.path,
-                task=examples.task,
-                columns=examples.columns,
-                targets=examples.targets,
-                labels=examples.labels,
-            )
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        self._written = model
-
-
-def _in_own_units(model: ReLUKAN, units: Units | None) -> ReLUKAN:
-    """Folds the targets' mean and deviation into the last layer, in which the network is linear."""
-    if units is not None:
-        mean, deviation = (torch.from_numpy(values) for values in units)
-        last = cast(ReLUKANLayer, model.layers[-1])  # nn.ModuleList forgets what it holds
-        with torch.no_grad():
-            last.weight.copy_(last.weight.double() * deviation[:, None, None])
-            last.bias.copy_(last.bias.double() * deviation + mean)
-    return model.requires_grad_(True)
+    return Path(out)

@@ -25,12 +25,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .._examples import Examples, input_range, make_examples, scaling, split
-from .._loop import answers_of, score_of, train_epochs, usual_batch_size
 from ..bundle import Manifest
 from ..errors import InputError, TableError
 from ..model import ReLUKAN
 from ..table import Table, read_table
+from ..training.examples import Examples, input_range, make_examples, scaling, split
+from ..training.loop import Method, Trainer, answers_of, loss_of, score_of, usual_batch_size
 from .peers import build
 from .results import OURS
 from .subjects import Shape
@@ -185,20 +185,17 @@ def _train(family: str, shape: Shape, rows: Rows, rate: float, steps: int) -> tu
     """The best epoch's network, in eval(), and its score on the validation rows: -inf if it never had one."""
     model, x = _new(family, shape), _scaled(family, rows)
     batch = usual_batch_size(len(rows.training))
+    training_x, training_y, x, y = (values[part] for part in (rows.training, rows.validation) for values in (x, rows.y))
+    method = Method(max(1, round(steps * batch / len(training_x))), batch, rate, _SEED)
+    trainer = Trainer(model, training_x, training_y, method)
     best, state = (-math.inf, -math.inf), model.state_dict()
-    for _, *scores, average in train_epochs(
-        model,
-        *(values[part] for part in (rows.training, rows.validation) for values in (x, rows.y)),
-        epochs=max(1, round(steps * batch / len(rows.training))),
-        batch_size=batch,
-        learning_rate=rate,
-        seed=_SEED,
-        block=_BLOCK,
-    ):
-        score, tie_break = scores
-        if not math.isfinite(tie_break):
+    for _ in range(method.epochs):
+        trainer.epoch()
+        answers = answers_of(trainer.average, x, _BLOCK)
+        rank = score_of(answers, y), -float(loss_of(answers, y))
+        if not math.isfinite(rank[1]):
             break
-        if (score, tie_break) > best:
-            best, state = (score, tie_break), copy.deepcopy(average.state_dict())
+        if rank > best:
+            best, state = rank, copy.deepcopy(trainer.average.state_dict())
     model.load_state_dict(state)
     return model.eval(), best[0]

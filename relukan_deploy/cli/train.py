@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._files import state_path
 from ._command import console, make_parser, run
 
 if TYPE_CHECKING:
     from ..table import Table
-    from ..train import Epoch
+    from ..train import Epoch, FitResult
 
 __all__ = ["main"]
 
@@ -61,31 +62,57 @@ def _parser() -> argparse.ArgumentParser:
     add("--order", type=int, default=3, help="spline order (default: %(default)s)")
     add("--normalization", choices=("fixed", "peak"), default="fixed", help="(default: %(default)s)")
     add("--power", type=int, default=2, help="of a bump, 1 to 8; higher is smoother (default: %(default)s)")
-    add("--fixed-intervals", action="store_true", help="train the coefficients only, not where the bumps are")
+    add(
+        "--fixed-intervals",
+        dest="train_intervals",
+        action="store_false",
+        help="train the coefficients only, not where the bumps are",
+    )
     add(
         "--batch-norm",
         action="store_true",
         help="keep the hidden layers on their grids: for deep networks at high learning rates; export folds it away",
     )
 
-    training = parser.add_argument_group("training")
-    add = training.add_argument
-    add("--epochs", type=int, default=100, help="at most (default: %(default)s)")
+    add = parser.add_argument_group("training").add_argument
+    add("--optimizer", choices=("adam", "lbfgs"), default="adam", help="lbfgs takes all rows at once (default: adam)")
+    add("--epochs", type=int, default=100, help="at most; of lbfgs, twenty iterations each (default: %(default)s)")
     add("--batch-size", metavar="ROWS", type=int, help="(default: a 32nd of the rows, within 16 and 1024)")
-    add("--lr", type=float, default=2e-3, help="learning rate at the start (default: %(default)s)")
+    add(
+        "--lr",
+        dest="learning_rate",
+        metavar="RATE",
+        type=float,
+        help="learning rate at the start (default: 2e-3; of lbfgs 1)",
+    )
+    add("--weight-decay", metavar="DECAY", type=float, help="of adam, on the coefficients (default: 0.1)")
+    add("--l1", metavar="WEIGHT", type=float, default=0.0, help="of the edges' L1 norm in the loss (default: 0)")
+    add("--entropy", metavar="WEIGHT", type=float, default=0.0, help="of the edges' entropy in the loss (default: 0)")
     add(
         "--patience",
         metavar="EPOCHS",
         type=int,
         default=20,
-        help="stop after so many without a better score (default: %(default)s)",
+        help="stop after this many without a better held-out score (default: %(default)s)",
     )
     add(
         "--validation", metavar="FRACTION", type=float, default=0.2, help="of the rows, held out (default: %(default)s)"
     )
     add("--seed", type=int, default=0, help="(default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+
+    add = parser.add_argument_group("the machine").add_argument
+    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s); torchrun gives each process a GPU")
+    add("--amp", action="store_true", help="compute matrix products in bfloat16")
+    add("--compile", action="store_true", help="compile the network, which takes up to a minute at first")
+    add("--micro-batch", metavar="ROWS", type=int, help="rows at a time within a batch that does not fit the memory")
+    add("--resume", action="store_true", help="go on where the training that wrote MODEL was interrupted, if it was")
+    add(
+        "--plot",
+        metavar="PICTURE",
+        type=Path,
+        help="draw the edges to a .png, .svg or .pdf, and beside it how training went",
+    )
+    add("-q", "--quiet", action="store_true", help="print errors only")
     return parser
 
 
@@ -99,56 +126,69 @@ def _grid(text: str) -> int | list[int]:
 def _train(arguments: argparse.Namespace) -> None:
     from .. import fit  # by way of the package, which says what to install when torch is missing
     from ..table import read_table
+    from ..training.processes import is_first
 
-    say = _silent if arguments.quiet else _say
-    out = arguments.out or Path(arguments.data.stem + ".pt")
-    table = read_table(arguments.data)
-    targets = tuple(arguments.target or table.default_target)
-    task = arguments.task or table.infer_task(targets)
-    say(_description(table, arguments.target is None, targets, task, arguments.task is None))
+    options = vars(arguments)
+    data, given, picture, quiet = (options.pop(name) for name in ("data", "target", "plot", "quiet"))
+    out = options["out"] = options["out"] or Path(data.stem + ".pt")
+    quiet = quiet or not is_first()
+    say = _silent if quiet else _say
+    if picture is not None:
+        from ..plotting import check_picture
+
+        check_picture(picture)
+    table = read_table(data)
+    targets = tuple(given or table.default_target)
+    task = options["task"] or table.infer_task(targets)
+    say(_description(table, given is None, targets, task, options["task"] is None))
+    options["task"] = task
+    if options["resume"] and not state_path(out).exists():
+        say(f"{state_path(out)} is not there: training from the beginning")
 
     epochs: list[Epoch] = []
     try:
-        with _progress(arguments.epochs, arguments.quiet) as show:
+        with _progress(options["epochs"], quiet) as show:
 
             def after_epoch(epoch: Epoch) -> None:
                 epochs.append(epoch)
                 show(epoch)
 
-            result = fit(
-                table,
-                targets,
-                columns=arguments.columns,
-                task=task,
-                hidden=arguments.hidden,
-                grid=arguments.grid,
-                order=arguments.order,
-                normalization=arguments.normalization,
-                power=arguments.power,
-                train_intervals=not arguments.fixed_intervals,
-                batch_norm=arguments.batch_norm,
-                epochs=arguments.epochs,
-                batch_size=arguments.batch_size,
-                learning_rate=arguments.lr,
-                patience=arguments.patience,
-                validation=arguments.validation,
-                seed=arguments.seed,
-                device=arguments.device,
-                out=out,
-                progress=after_epoch,
-            )
+            result = fit(table, targets, **options, progress=after_epoch)
     except KeyboardInterrupt:
-        if epochs:
-            say(f"Stopped in epoch {len(epochs) + 1}. The best network so far, {epochs[-1].best:.4f}, is in {out}")
-        else:
-            say("Stopped in the first epoch: nothing was written")
+        say(_stopped(epochs, out))
         raise
     say(
         f"{result.score_name} {result.score:.4f} on {len(result.validation_rows)} held-out rows "
-        f"(epoch {result.best_epoch}, the best of {len(result.history)}), {result.seconds:.1f} s"
+        f"(epoch {result.best_epoch}, the best of {len(result.history)}), {result.seconds:.1f} s, "
+        f"{_size(result.step_bytes)} of memory for a step"
     )
+    if picture is not None and is_first():
+        _draw(result, table, picture, say)
     say(f"Wrote {out}")
     say(f"Next: relukan-export {shlex.quote(str(out))} --trt")
+
+
+def _stopped(epochs: Sequence[Epoch], out: Path) -> str:
+    if not epochs:
+        return "Stopped in the first epoch: nothing was written"
+    last = epochs[-1]
+    return (
+        f"Stopped in epoch {last.number + 1}. The best network so far, {last.best:.4f}, is in {out}; "
+        "the same command with --resume goes on"
+    )
+
+
+def _draw(result: FitResult, table: Table, path: Path, say: Callable[[str], None]) -> None:
+    from ..plotting import history_path, plot, plot_history, write_figure
+
+    write_figure(plot(result, table.features(result.columns or ())), path)
+    write_figure(plot_history(result.history), history_path(path))
+    say(f"Drew {path} and {history_path(path)}")
+
+
+def _size(count: int) -> str:
+    """Bytes, for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _description(table: Table, default_target: bool, targets: Sequence[str], task: str, inferred_task: bool) -> str:

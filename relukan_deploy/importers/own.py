@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..model import ReLUKAN
 
-__all__ = ["FORMAT", "MEANING", "VERSION", "checksum", "load", "matches"]
+__all__ = ["FORMAT", "MEANING", "VERSION", "checksum", "load", "matches", "network_of"]
 
 FORMAT = "relukan-deploy checkpoint"
 VERSION = 1
@@ -43,8 +43,6 @@ def load(path: Path, content: Mapping[str, Any]) -> tuple[ReLUKAN, dict[str, Any
     Raises:
         CheckpointError: it is of another version, or damaged.
     """
-    from ..model import ReLUKAN
-
     version = content.get("version")
     if type(version) is not int or version != VERSION:
         raise CheckpointError(
@@ -62,21 +60,29 @@ def load(path: Path, content: Mapping[str, Any]) -> tuple[ReLUKAN, dict[str, Any
     header = {name: value for name, value in content.items() if name not in ("sha256", "state_dict")}
     try:
         expected_sum = checksum(header, state)
-        model = ReLUKAN(**config)
+        model = network_of(config, state).eval()
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: its configuration is incomplete or wrong ({error})") from error
     if content.get("sha256") != expected_sum:
         raise CheckpointError(f"{path} is damaged: it does not match the checksum it was saved with")
-    model = model.to(next(iter(state.values())).dtype).eval()
-    for key in ranged:  # on any layer: a refined network has them behind the first one too
-        model.get_submodule(key.rpartition(".")[0]).input_range = state[key].clone()
-    model.load_state_dict(state)
     named: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in meaning.items()}
     try:
         model.spec(**named)
     except InputError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     return model, named
+
+
+def network_of(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ReLUKAN:
+    """The network with this configuration and state dict, on the CPU, in the dtype of the state."""
+    from ..model import ReLUKAN
+
+    model = ReLUKAN(**config).to(next(iter(state.values())).dtype)
+    for key, value in state.items():  # on any layer: a refined network has them behind the first one too
+        if key.endswith(".input_range"):
+            model.get_submodule(key.rpartition(".")[0]).input_range = value.clone()
+    model.load_state_dict(state)
+    return model
 
 
 def _check_names(meaning: Mapping[str, Any]) -> None:

@@ -85,14 +85,13 @@ def test_every_option_reaches_fit(data: Path) -> None:
 
 
 def test_a_dying_layer_is_named_with_its_share_of_dead_inputs() -> None:
-    assert _line(Epoch(3, 0.5, 0.25, 0.75, (0.0, 0.001))) == "epoch 3: loss 0.5, held-out score 0.2500, best 0.7500"
-    assert _line(Epoch(3, 0.5, 0.25, 0.75, (0.0, 0.5, 0.1))).endswith(", best 0.7500, layer 1: 50% dead")
+    alive, dying = (Epoch(3, 0.5, 0.6, 0.25, 0.75, dead) for dead in ((0.0, 0.001), (0.0, 0.5, 0.1)))
+    assert _line(alive) == "epoch 3: loss 0.5, held-out score 0.2500, best 0.7500"
+    assert _line(dying).endswith(", best 0.7500, layer 1: 50% dead")
 
 
 def test_defaults_are_those_of_fit() -> None:
     arguments = vars(_parser().parse_args(["data.csv"]))
-    arguments["learning_rate"] = arguments.pop("lr")
-    arguments["train_intervals"] = not arguments.pop("fixed_intervals")
     arguments["hidden"] = tuple(arguments["hidden"])
     defaults = inspect.signature(fit).parameters
     assert {name: arguments[name] for name in set(defaults) - {"data", "progress"}} == {
@@ -164,7 +163,7 @@ def test_ctrl_c_leaves_the_best_checkpoint(data: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "The best network so far, " in err
-    assert err.splitlines()[-2].endswith(" is in s.pt")
+    assert err.splitlines()[-2].endswith(" is in s.pt; the same command with --resume goes on")
     assert err.splitlines()[-1] == "relukan-train: interrupted"
     assert load_checkpoint("s.pt").targets == ("area",)
-    assert sorted(os.listdir()) == ["s.csv", "s.pt"]  # and nothing half written
+    assert sorted(os.listdir()) == ["s.csv", "s.pt", "s.pt.resume"]  # and nothing half written

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, TableError
-from .spec import Task
-from .table import Table, read_table, table_of
+from ..errors import InputError, TableError
+from ..spec import Task
+from ..table import Table, read_table, table_of
 
 __all__ = ["Examples", "Units", "input_range", "make_examples", "scaling", "split"]
 

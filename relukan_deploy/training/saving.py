@@ -1,0 +1,165 @@
+"""What training leaves on disk: the best network so far, and how to go on after an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from .._files import replacing_file, sha256, state_path
+from ..checkpoint import save
+from ..errors import CheckpointError, InputError
+from ..importers.own import network_of
+from ..model import ReLUKAN, ReLUKANLayer
+from .course import Measured
+from .examples import Examples, Units
+from .options import Options
+from .processes import Processes
+
+__all__ = ["Best", "Saver"]
+
+_FORMAT = "relukan-deploy training 1"
+_LEAST_PAUSE = 1.0  # seconds between saves
+_MOST_SHARE = 0.05  # of the time spent on them
+
+
+class Best:
+    """The best network so far, in the units of the data and on the CPU.
+
+    Attributes:
+        model: None before there is one.
+        epoch: its number, from 1.
+        score: its score.
+    """
+
+    def __init__(self, units: Units | None) -> None:
+        self.model: ReLUKAN | None = None
+        self.epoch = 0
+        self.score = -math.inf
+        self._rank = (-math.inf, -math.inf)
+        self._units = units
+
+    def offer(self, epoch: int, measured: Measured, network: ReLUKAN) -> None:
+        """Keeps a copy of the network if it is better than the best so far."""
+        if measured.rank > self._rank:
+            self.model = _in_own_units(copy.deepcopy(network).cpu(), self._units)
+            self.epoch, self.score, self._rank = epoch, measured.score, measured.rank
+
+    def state(self) -> dict[str, Any] | None:
+        if self.model is None:
+            return None
+        values = {"epoch": self.epoch, "score": self.score, "rank": list(self._rank)}
+        return {**values, "config": self.model.config, "network": self.model.state_dict()}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            self.model = network_of(state["config"], state["network"]).requires_grad_(True)
+            self.epoch, self.score, self._rank = state["epoch"], state["score"], tuple(state["rank"])
+
+
+class Saver:
+    """Writes the best network and, for `read`, the state of the training; of torchrun's processes, the first does.
+
+    Args:
+        out: the checkpoint. The state lies beside it, see `state_path`, until training is complete.
+        options, examples: those of the training, without which a state is of no use.
+        processes: that train together.
+    """
+
+    def __init__(self, out: Path, options: Options, examples: Examples, processes: Processes) -> None:
+        self._out = out
+        self._is_writer = processes.rank == 0
+        self._options = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(options).items()
+        }
+        self._data = sha256(examples.x.tobytes() + examples.y.tobytes())
+        self._meaning = {name: getattr(examples, name) for name in ("task", "columns", "targets", "labels")}
+        self._written: ReLUKAN | None = None
+        self._next = 0.0
+
+    def write(self, best: Best, state: Callable[[], dict[str, Any]]) -> None:
+        """Writes both, unless that was done a moment ago.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        began = time.monotonic()
+        if began < self._next or not self._is_writer:
+            return
+        self.write_best(best)
+        header = {"format": _FORMAT, "options": self._options, "data": self._data}
+        path = state_path(self._out)
+        with _telling(path), replacing_file(path) as written:
+            torch.save({**header, **state()}, written)
+        now = time.monotonic()
+        self._next = now + max(_LEAST_PAUSE, (now - began) / _MOST_SHARE)
+
+    def write_best(self, best: Best) -> None:
+        """Writes the checkpoint, unless the file already holds this network.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        if self._is_writer and best.model is not None and best.model is not self._written:
+            with _telling(self._out):
+                save(best.model, self._out, **self._meaning)
+            self._written = best.model
+
+    def complete(self) -> None:
+        """Removes the state: there is nothing left to go on with."""
+        if self._is_writer:
+            state_path(self._out).unlink(missing_ok=True)
+
+    def read(self) -> dict[str, Any] | None:
+        """The state that was last written; None where there is none.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            InputError: it is of other data, or of other options.
+        """
+        path = state_path(self._out)
+        if not path.exists():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            found, options, data = content["format"], content["options"], content["data"]
+        except Exception as error:  # whatever a damaged file leads to
+            raise CheckpointError(f"{path} cannot be read: begin anew, without resume") from error
+        if found != _FORMAT:
+            raise CheckpointError(f"{path} is a {found!r}, this release reads {_FORMAT!r}: begin anew, without resume")
+        for name, value in self._options.items():
+            if options.get(name) != value:
+                raise InputError(
+                    f"{path} was begun with {name} {options.get(name)!r}, not {value!r}: "
+                    "give the same again to go on, or begin anew, without resume"
+                )
+        if data != self._data:
+            raise InputError(f"{path} was begun with other data: give the same to go on, or begin anew, without resume")
+        return content  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _in_own_units(model: ReLUKAN, units: Units | None) -> ReLUKAN:
+    """Folds the targets' mean and deviation into the last layer, in which the network is linear."""
+    if units is not None:
+        mean, deviation = (torch.from_numpy(values) for values in units)
+        last = cast(ReLUKANLayer, model.layers[-1])  # nn.ModuleList forgets what it holds
+        with torch.no_grad():
+            last.weight.copy_(last.weight.double() * deviation[:, None, None])
+            last.bias.copy_(last.bias.double() * deviation + mean)
+    return model.requires_grad_(True)
