@@ -30,9 +30,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "bench"),
     ("api", "_recipe"),
     ("exporters", "runtime"),
-    ("importers", "checkpoint", "train", "pruning", "parity", "bundle", "_loop", "_examples"),
-    ("model", "refinement", "approximation", "lowering", "table", "_tabular"),
-    ("spec", "splines", "gpu", "_files", "_tensorrt"),
+    ("importers", "checkpoint", "train", "pruning", "plotting", "parity", "bundle", "training"),
+    ("model", "refinement", "approximation", "lowering", "table", "_tabular", "_drawing", "_edges"),
+    ("spec", "splines", "gpu", "_compiling", "_files", "_tensorrt"),
     ("errors",),
 )
 NEVER_EACH_OTHER = ("exporters", "runtime")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, MissingDeviceError, RelukanError
 from .subjects import Shape, make_inputs
-from .subjects.torch_calls import Captured, compiled, find_device, waiting
+from .subjects.torch_calls import Captured, find_device, waiting
 from .subjects.torch_subjects import TORCH_ENGINES, TorchEngine
 from .timing import Turn, rotated
 
@@ -33,8 +33,8 @@ def training_turns(module: nn.Module, shape: Shape, batch: int, *, engine: Torch
         module: x ``(batch, in)`` to y ``(batch, out)``; it is trained in place, and moved to the GPU.
         shape: that it was built for.
         batch: rows of a step.
-        engine: "torch" runs it as it is, "torch.compile" with forward and backward pass compiled, "torch CUDA
-            graph" as one graph, of what is compiled if it can be.
+        engine: "torch" runs it as it is, "torch.compile" with forward and backward pass compiled into one
+            function, "torch CUDA graph" as one graph, of what is compiled if it can be.
 
     Raises:
         InputError: the engine is another one.
@@ -50,17 +50,13 @@ def training_turns(module: nn.Module, shape: Shape, batch: int, *, engine: Torch
         raise MissingDeviceError("CUDA graphs need an NVIDIA GPU, and PyTorch finds none here")
     module.to(device).train()
     learnt = [each for each in module.parameters() if each.requires_grad]
-    optimizer = torch.optim.Adam(learnt, lr=_RATE, capturable=graphs, fused=True if device == "cuda" else None)
+    optimizer = torch.optim.Adam(learnt, lr=_RATE, capturable=graphs, fused=True)
     examples = [tuple(torch.from_numpy(each).to(device) for each in example) for example in _examples(shape, batch)]
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        return torch.nn.functional.mse_loss(module(x), y)
-
-    forward = loss if engine == "torch" else _compiled(loss, examples[0], or_not=graphs)
+    gradient = _gradient(module, examples[0], engine)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
-        forward(x, y).backward()  # type: ignore[no-untyped-call]
+        gradient(x, y)
         optimizer.step()
 
     steps: list[Callable[[], object]] = [functools.partial(step, *example) for example in examples]
@@ -69,15 +65,35 @@ def training_turns(module: nn.Module, shape: Shape, batch: int, *, engine: Torch
     return rotated(waiting(steps) if device == "cuda" else steps)
 
 
-def _compiled(
-    loss: Callable[[Tensor, Tensor], Tensor], example: Sequence[Tensor], *, or_not: bool
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _gradient(
+    module: nn.Module, example: tuple[Tensor, ...], engine: TorchEngine
+) -> Callable[[Tensor, Tensor], object]:
+    """What leaves the gradient of the mean squared error of answers to x, wanted y, in the parameters."""
+    import torch
+
+    from ..training.gradient import CompiledGradient
+
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.nn.functional.mse_loss(self.module(x), y)
+
+    loss = Loss()
+
+    def backward(x: Tensor, y: Tensor) -> None:
+        loss(x, y).backward()
+
+    if engine == "torch":
+        return backward
     try:
-        return compiled(loss, *example)
+        return CompiledGradient(loss, *example)
     except RelukanError:
-        if or_not:
-            return loss
-        raise
+        if engine == "torch.compile":
+            raise
+        return backward
 
 
 def _examples(shape: Shape, batch: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..._compiling import first_line
 from ..._tensorrt import Flavour
 from ...bundle import Artifact
 from ...errors import MissingDependencyError, RelukanError
@@ -25,7 +26,6 @@ from . import Subject
 from .bound import bound_calls
 from .bundles import engine_subjects
 from .networks import TOLERANCE, Network
-from .torch_calls import first_line
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._compiling import compiled
 from ...errors import RelukanError
 from . import Shape, make_inputs
-from .torch_calls import compiled, find_device
+from .torch_calls import find_device
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,18 +1,17 @@
-"""Functions of PyTorch at their fastest, compiled or captured as CUDA graphs, and their time on the GPU's clock."""
+"""PyTorch set up to be timed, its functions captured as CUDA graphs, and their time on the GPU's clock."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import statistics
-import types
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from ..._compiling import first_line
 from ...errors import RelukanError
 
-__all__ = ["Captured", "compiled", "find_device", "first_line", "gpu_seconds", "set_up", "waiting"]
+__all__ = ["Captured", "find_device", "gpu_seconds", "set_up", "waiting"]
 
 _WARM_UPS = 3  # before a capture, on the stream beside, as torch.cuda.graph asks for
 _SPLIT_ROUNDS = 15
@@ -35,29 +34,6 @@ def find_device() -> Literal["cuda", "cpu"]:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """The function compiled by torch.compile for arguments of these shapes. It has run once.
-
-    Raises:
-        RelukanError: it cannot be compiled, for want of a C++ compiler say.
-    """
-    import torch
-
-    def call(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    # PyTorch counts what it compiled by code object, and falls back to eager beyond a few: each gets its own.
-    own = types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            fast: Callable[..., Any] = torch.compile(own, dynamic=False)
-            fast(*arguments)
-    except Exception as error:  # of torch._dynamo, of a backend, of a compiler
-        raise RelukanError(f"torch.compile failed: {first_line(error)}") from error
-    return fast
 
 
 class Captured:
@@ -129,9 +105,3 @@ def waiting(every: Sequence[Callable[[], object]]) -> list[Callable[[], object]]
         stream.synchronize()
 
     return [functools.partial(call, enqueue) for enqueue in every]
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, as far as it is one line: PyTorch adds advice and a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

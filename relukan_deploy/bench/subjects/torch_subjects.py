@@ -10,12 +10,13 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from ..._compiling import first_line
 from ...errors import RelukanError
 from ..results import Contender, Data, Split
 from ..timing import Turn, rotated
 from . import Subject
 from .networks import Network, Rows, difference
-from .torch_calls import Captured, find_device, first_line, gpu_seconds, waiting
+from .torch_calls import Captured, find_device, gpu_seconds, waiting
 
 if TYPE_CHECKING:
     from torch import Tensor

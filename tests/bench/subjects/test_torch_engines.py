@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from relukan_deploy._compiling import compiled
 from relukan_deploy.bench.peers import PEERS, build
 from relukan_deploy.bench.peers.mlp import MLP
 from relukan_deploy.bench.peers.ours import trained_like
@@ -362,6 +363,7 @@ MEASURED = """
 import resource, numpy as np, torch
 from relukan_deploy.bench.subjects.networks import Network
 from relukan_deploy.bench.peers import build
+from relukan_deploy._compiling import compiled
 from relukan_deploy.bench.subjects import Shape
 shape = Shape((4, 64, 64, 1), 5, 3, np.tile((0.0, 1.0), (4, 1)))
 network = Network("pykan", build("pykan", shape)["pykan"], shape)
@@ -392,9 +394,9 @@ def test_a_compiled_network_is_kept_for_each_batch_size() -> None:
     for batch in (2, 3, 2, 3):
         assert len(subject.prepare(batch)(2)) == 2
         subject.release()
-    compiled = counters["unique_graphs"]
+    before = counters["unique_graphs"]
     subject.prepare(2)
-    assert counters["unique_graphs"] == compiled
+    assert counters["unique_graphs"] == before
     assert 0 <= (subject.difference or 0.0) < 1e-5
 
 
@@ -406,7 +408,7 @@ def test_more_batch_sizes_are_compiled_than_pytorch_allows_one_function() -> Non
     with config.patch(fail_on_recompile_limit_hit=True, recompile_limit=2):
         for rows in range(1, 6):
             x = torch.rand(rows, 1)
-            fast = torch_calls.compiled(function, x)
+            fast = compiled(function, x)
             assert torch.equal(fast(x), 2 * x)
 
 
@@ -416,7 +418,7 @@ def test_a_missing_compiler_is_named_in_one_line() -> None:
 
     wanted = {"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}
     with config.patch(wanted), pytest.raises(RelukanError, match=r"^torch\.compile failed: .*no-such-compiler[^\n]*$"):
-        torch_calls.compiled(torch.sin, torch.rand(3))
+        compiled(torch.sin, torch.rand(3))
 
 
 def _failing(*arguments: Any) -> Any:
