@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .api import export, verify
     from .checkpoint import load_checkpoint, save
     from .model import ReLUKAN, ReLUKANLayer
+    from .plotting import plot, plot_history
     from .pruning import prune
     from .refinement import refine
     from .runtime.load import load
@@ -26,6 +27,8 @@ __all__ = [
     "fit",
     "load",
     "load_checkpoint",
+    "plot",
+    "plot_history",
     "prune",
     "refine",
     "save",
@@ -41,6 +44,8 @@ _HOMES = {
     "fit": "train",
     "load": "runtime",
     "load_checkpoint": "checkpoint",
+    "plot": "plotting",
+    "plot_history": "plotting",
     "prune": "pruning",
     "refine": "refinement",
     "save": "checkpoint",
