@@ -166,7 +166,8 @@ class Trainer(Generic[Network]):
         with self._processes.joining(self._objective, is_last):
             loss: Tensor = self._objective(x, y)
             # DistributedDataParallel takes the mean over the processes, and this is about the sum.
-            loss.backward(loss.new_full((), share * self._processes.size))
+            scale = loss.new_full((), share * self._processes.size)
+            loss.backward(scale)  # type: ignore[no-untyped-call]
         return loss.detach()
 
     @torch.no_grad()
