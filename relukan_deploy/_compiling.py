@@ -12,8 +12,12 @@ from .errors import RelukanError
 __all__ = ["compiled", "first_line"]
 
 
-def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *arguments: Any, guarded: bool = True) -> Callable[..., Any]:
     """The function compiled by torch.compile for arguments of these shapes. It has run once.
+
+    Args:
+        guarded: whether each call looks if anything has changed that the code depends on, as `torch.compile` does. It
+            takes some 40 µs. Without, shapes, dtypes and whatever the function reads have to stay as they are.
 
     Raises:
         RelukanError: it cannot be compiled, for want of a C++ compiler say.
@@ -28,7 +32,9 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            fast: Callable[..., Any] = torch.compile(own, dynamic=False)
+            skip = None if guarded else getattr(torch.compiler, "skip_all_guards_unsafe", None)  # not in older ones
+            options: dict[str, Any] | None = {"guard_filter_fn": skip} if skip else None
+            fast: Callable[..., Any] = torch.compile(own, dynamic=False, options=options)
             fast(*arguments)
     except Exception as error:  # of torch._dynamo, of a backend, of a compiler
         raise RelukanError(f"torch.compile failed: {first_line(error)}") from error

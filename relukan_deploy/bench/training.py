@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,23 +18,38 @@ from .timing import Turn, rotated
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["training_turns"]
+__all__ = ["training_turns", "turns_on"]
 
 _RATE = 1e-3
 _MOST_INPUTS = 4  # each has a graph of its own
 
 
 def training_turns(module: nn.Module, shape: Shape, batch: int, *, engine: TorchEngine) -> Turn:
-    """Turns of training steps with so many rows, on the GPU where there is one; each waits until it is done.
+    """Turns of training steps with so many rows, as `turns_on` has them; they learn a sine of their inputs' mean.
 
-    Each learns a sine of its inputs' mean.
+    Args:
+        module: x ``(batch, in)`` to y ``(batch, out)``.
+        shape: that it was built for.
+        batch: rows of a step.
+        engine: as for `turns_on`, which says what is raised too.
+    """
+    import torch
+
+    examples = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in _examples(shape, batch)]
+    return turns_on(module, examples, engine=engine)
+
+
+def turns_on(
+    module: nn.Module, examples: Sequence[tuple[Tensor, Tensor]], *, engine: TorchEngine, adam: bool = True
+) -> Turn:
+    """Turns of training steps on batches one after the other, on the GPU where there is one; each waits until done.
 
     Args:
         module: x ``(batch, in)`` to y ``(batch, out)``; it is trained in place, and moved to the GPU.
-        shape: that it was built for.
-        batch: rows of a step.
+        examples: x ``(batch, in)`` and wanted y ``(batch, out)``, all of one size.
         engine: "torch" runs it as it is, "torch.compile" with forward and backward pass compiled into one
             function, "torch CUDA graph" as one graph, of what is compiled if it can be.
+        adam: whether a step ends with Adam, the fused one; else with the gradient.
 
     Raises:
         InputError: the engine is another one.
@@ -51,13 +66,14 @@ def training_turns(module: nn.Module, shape: Shape, batch: int, *, engine: Torch
     module.to(device).train()
     learnt = [each for each in module.parameters() if each.requires_grad]
     optimizer = torch.optim.Adam(learnt, lr=_RATE, capturable=graphs, fused=True)
-    examples = [tuple(torch.from_numpy(each).to(device) for each in example) for example in _examples(shape, batch)]
+    examples = [(x.to(device), y.to(device)) for x, y in examples]
     gradient = _gradient(module, examples[0], engine)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
         gradient(x, y)
-        optimizer.step()
+        if adam:
+            optimizer.step()
 
     steps: list[Callable[[], object]] = [functools.partial(step, *example) for example in examples]
     if graphs:
@@ -66,7 +82,7 @@ def training_turns(module: nn.Module, shape: Shape, batch: int, *, engine: Torch
 
 
 def _gradient(
-    module: nn.Module, example: tuple[Tensor, ...], engine: TorchEngine
+    module: nn.Module, example: tuple[Tensor, Tensor], engine: TorchEngine
 ) -> Callable[[Tensor, Tensor], object]:
     """What leaves the gradient of the mean squared error of answers to x, wanted y, in the parameters."""
     import torch

@@ -21,7 +21,8 @@ class CompiledGradient:
 
     Args:
         objective: from x ``(batch, ...)`` and y ``(batch, ...)`` to a loss. Its parameters and buffers may change
-            in place, as optimizers change them, but have to stay where they are. Hooks of autograd do not run.
+            in place, as optimizers change them, but have to stay where they are, and its mode and options what they
+            are. Hooks of autograd do not run.
         x, y: a batch of the size that it is compiled for, which takes some seconds. Other sizes run as they are.
 
     Raises:
@@ -40,14 +41,14 @@ class CompiledGradient:
             return result, buffers
 
         self._eager = grad_and_value(loss, has_aux=True)
-        self._shape = x.shape
+        self._like = (x.shape, x.dtype, y.shape, y.dtype)
         with torch.no_grad():
-            self._compiled = compiled(self._eager, self._values, self._buffers, x, y)
+            self._compiled = compiled(self._eager, self._values, self._buffers, x, y, guarded=False)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor, share: float = 1.0) -> Tensor:
         """The loss; so many times its gradient is added to what each parameter has in `grad`."""
-        function = self._compiled if x.shape == self._shape else self._eager
+        function = self._compiled if (x.shape, x.dtype, y.shape, y.dtype) == self._like else self._eager
         gradients, (loss, buffers) = function(self._values, self._buffers, x, y)
         for name, each in buffers.items():
             self._buffers[name].copy_(each)
