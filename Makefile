@@ -8,7 +8,7 @@ RAY    := .venv-ray
 # Ray listens on every interface: in namespaces of its own there is none, and nothing outlives the test.
 ALONE  := unshare --map-root-user --net --pid --mount --mount-proc --fork --kill-child
 
-.PHONY: demo test test-ray lint bench bench-gpu gpu-wheels bench-serving clean
+.PHONY: demo test test-ray lint bench experiments bench-gpu gpu-wheels bench-serving clean
 
 demo: $(READY)  ## handwritten digits: train, export, verify, predict
 	$(BIN)/python demo/digits.py
@@ -32,6 +32,12 @@ bench: $(VENV)/.ready-bench  ## the figures of the README, on this CPU, in a qua
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/cpu-x86-64/startup.json
 	$(BIN)/python -m benchmarks.runner --json benchmarks/results/cpu-x86-64/runner.json
 	$(BIN)/python -m benchmarks.batcher --json benchmarks/results/cpu-x86-64/batcher.json
+	$(BIN)/python -m benchmarks.readme
+
+experiments: $(VENV)/.ready-bench  ## the ReLU-KAN paper's experiments, on this CPU: tables and pictures
+	$(BIN)/python -m benchmarks.fitting --json benchmarks/results/cpu-x86-64/fitting.json
+	$(BIN)/python -m benchmarks.training_speed --json benchmarks/results/cpu-x86-64/training_speed.json
+	$(BIN)/python -m benchmarks.forgetting --json benchmarks/results/cpu-x86-64/forgetting.json
 	$(BIN)/python -m benchmarks.readme
 
 # WHEELS=DIR: without a network, from what gpu-wheels left. ENGINES=PATH: another Python, which has a TensorRT.
