@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +86,7 @@ def parts() -> Iterator[Part]:
     yield part(startup, USUAL)
     yield from (part(exports, widths) for widths in KEY)
     yield part(training, SMALL, "torch CUDA graph", of="torch CUDA graph")
+    yield Part("training", "as in the paper", training_speed)
     yield from (part(compiled, widths, tuple(PEERS), BATCHES) for widths in reversed(KEY))
     yield part(empty, SMALL)
     yield part(threads, USUAL)
@@ -186,6 +189,16 @@ def training(machine: Machine, widths: Widths, engine: TorchEngine) -> None:
         del times["rounds"]
         row = {"network": name, "widths": list(widths), "engine": engine, "batch": TRAINED_ROWS}
         machine.record.rows["training"].append({**row, **times})
+
+
+def training_speed(machine: Machine) -> None:
+    """The paper's table, in a process of its own: beside the other files, with its picture."""
+    machine.say("training as in the paper")
+    file = machine.record.folder / "training_speed.json"
+    command = [sys.executable, "-m", "benchmarks.training_speed", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RelukanError(f"benchmarks.training_speed left with {done.returncode}: {done.stderr.strip()[-300:]}")
 
 
 def startup(machine: Machine, widths: Widths) -> None:

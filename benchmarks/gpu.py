@@ -11,6 +11,7 @@ The folder, benchmarks/results/GPU-NAME unless given, has after every part
 results.json    times, as `relukan-bench merge` and `compare` read them; what was left out, and why
 parity.json     errors of every engine, precision and layout
 training.json, profile.json, threads.json
+training_speed.json, .md, .svg: the paper's table, see benchmarks/training_speed.py
 
 and at the end report.html. --python names another Python that measures the engines first, for half of the
 time: a TensorRT and a PyTorch that do not fit into one.

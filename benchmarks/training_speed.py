@@ -69,14 +69,12 @@ WIDE_GOALS: Mapping[str, Sequence[tuple[str, str, float]]] = {"cpu": (("fast-kan
 NOTES = """\
 "ours, compiled" is `fit(compile=True)` on a CPU, and a CUDA graph of the same on a GPU. The others run as they are.
 
-Where the published seconds cannot be compared:
+Read ratios, not seconds, beside the published ones: those are of another machine, and
 
-- Its timer did not wait for the GPU, so that its seconds there are mostly those of Python.
-- Its KAN is an older pykan, with the symbolic branch and the record of activations, which pykan's own `fit` now leaves
-  out where nothing is regularised. Here it is measured without both.
-- Its seconds are of one run on machines it does not name; here a step is the median of several runs, taken in turns.
-- Its table gives the last network as [4, 4, 2, 1] with 10 intervals; its fitting table has the same function with π
-  inside and, in its code, [4, 2, 2, 1].
+- their timer did not wait for the GPU, so that what it shows there is mostly what Python takes;
+- pykan has changed since. It is measured without its symbolic branch and its record of activations, which its own
+  `fit` leaves out too where nothing is regularised;
+- f5 is not that of the paper's fitting table, which has π inside the sines and, in its code, [4, 2, 2, 1].
 """
 
 
