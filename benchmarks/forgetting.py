@@ -44,7 +44,7 @@ ROWS, POINTS = 250, 2000  # shown in a phase, and compared on all of [0, 1]
 GOAL = 10.0  # how many times the MLP's error is that of the ReLU-KAN, at least
 # Intervals that are trained cross each other at the usual rate, and the network dies.
 KAN_RATE, INTERVALS_RATE, MLP_RATES = (1e-2,), (1e-3,), (1e-3, 1e-2, 3e-2)
-FIT_DECAY = 0.1  # the usual one of `fit`
+DECAY = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ CONTENDERS = (
     Contender("… bias trained too", lambda: relu_kan(bias=True)),
     Contender("… intervals trained too", lambda: relu_kan(intervals=True), INTERVALS_RATE),
     Contender("… both, as is usual", lambda: relu_kan(bias=True, intervals=True), INTERVALS_RATE),
-    Contender(f"… weight decay {FIT_DECAY:g}", relu_kan, decay=FIT_DECAY),
+    Contender(f"… weight decay {DECAY:g}", relu_kan, decay=DECAY),
     Contender("… both, G=25, order 1: the paper's", lambda: relu_kan(25, 1, bias=True, intervals=True), INTERVALS_RATE),
     Contender("MLP [1, 34, 1], ReLU", lambda: MLP([34], nn.ReLU), MLP_RATES),
     Contender("MLP [1, 34, 1], SiLU", lambda: MLP([34], nn.SiLU), MLP_RATES),

@@ -1,0 +1,73 @@
+"""What the README says of training is what the experiments recorded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
+
+from benchmarks._readme_training import fitting
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "low": median / 2, "high": 3 * median}
+
+
+def fitted(formula: str, widths: list[int], published: float, found: float) -> dict[str, Any]:
+    return {
+        "formula": formula,
+        "widths": widths,
+        "published": {"KAN": 100 * published, "trained": published, "fixed": 2 * published},
+        "trained": spread(found),
+        "fixed": spread(2 * found),
+        "refined": spread(found / 10),
+    }
+
+
+def timed(compiled: float, plain: float) -> dict[str, Any]:
+    def over(pykan: float) -> dict[str, list[float]]:
+        return {"pykan": [pykan, pykan, 99.0], "relu-kan": [pykan / 4] * 3}
+
+    return {"over": {"ours, compiled": over(compiled), "ours": over(plain)}}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    recorded: dict[str, Any] = {
+        "fitting": {"results": [fitted("sin πx", [1, 1], 6e-6, 2e-6), fitted("exp", [2, 5, 1], 3e-4, 1e-4)]},
+        "training_speed": {"functions": [timed(8, 3), timed(24, 4)]},
+        "forgetting": {"best": [{"first four at the end": spread(1.2e-5)}], "MLP over ReLU-KAN": 321.0},
+    }
+    for name, content in recorded.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return fitting(tmp_path)
+
+
+def row_of(text: str, title: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {title} |"))
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def test_published_errors_stand_beside_ours(text: str) -> None:
+    assert row_of(text, "test MSE") == ["sin πx [1, 1]", "exp [2, 5, 1]"]
+    assert row_of(text, "KAN, published") == ["6.0e-04", "3.0e-02"]
+    assert row_of(text, "ReLU-KAN, published") == ["6.0e-06", "3.0e-04"]
+    assert row_of(text, "… intervals fixed, published") == ["1.2e-05", "6.0e-04"]
+    assert row_of(text, "**`fit`**") == ["2.0e-06 (1e-06–6e-06)", "1.0e-04 (5e-05–3e-04)"]
+    assert row_of(text, "… intervals fixed") == ["4.0e-06 (2e-06–1e-05)", "2.0e-04 (1e-04–6e-04)"]
+    assert row_of(text, "… refined, by LBFGS") == ["2.0e-07 (1e-07–6e-07)", "1.0e-05 (5e-06–3e-05)"]
+
+
+def test_speed_is_the_range_over_the_functions_of_the_medians(text: str) -> None:
+    said = " ".join(text.split())
+    assert "of pykan takes 8.0 to 24 × as long as one of `fit(compile=True)` and 3.0 to 4.0 × as long as one" in said
+    assert "of the reference's own code takes 2.0 to 6.0 × as long as one" in said
+
+
+def test_forgetting_is_beside_the_best_mlp(text: str) -> None:
+    assert "error of 1.2e-05 at the end, and 321 times that with the best MLP" in " ".join(text.split())
