@@ -16,10 +16,15 @@ __all__ = ["fitting"]
 
 # As fitting.py names them.
 PUBLISHED = {"KAN": "KAN, published", "trained": "ReLU-KAN, published", "fixed": "… intervals fixed, published"}
-OURS = {"trained": "**`fit`**", "fixed": "… intervals fixed", "refined": "… refined, by LBFGS"}
+OURS = {
+    "reference": "its training, run here",
+    "trained": "**`fit`**",
+    "fixed": "… intervals fixed",
+    "refined": "… refined, by LBFGS",
+}
 # As training_speed.py names them.
 PEERS = {"pykan": "pykan", "relu-kan": "the reference's own code"}
-COMPILED = {"ours, compiled": "one of `fit(compile=True)`", "ours": "one without"}
+COMPILED = {"ours, compiled": "as long as one of `fit(compile=True)`", "ours": "as long as one without"}
 
 
 def fitting(folder: Path) -> str:
@@ -32,14 +37,11 @@ def fitting(folder: Path) -> str:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """A row for each network, a column for each function: mean squared errors on rows never trained on."""
-    lines = [
-        ["test MSE", *(f"{each['formula']} {each['widths']}" for each in results)],
-        ["---", *["---:"] * len(results)],
-        *([title, *(f"{each['published'][name]:.1e}" for each in results)] for name, title in PUBLISHED.items()),
-    ]
-    for name, title in OURS.items():
-        lines.append([title, *(error(each[name]) for each in results)])
+    """A row for each function, a column for each way to learn it: mean squared errors on rows never trained on."""
+    lines = [["test MSE", *PUBLISHED.values(), *OURS.values()], ["---", *["---:"] * (len(PUBLISHED) + len(OURS))]]
+    for each in results:
+        published = [f"{each['published'][name]:.1e}" for name in PUBLISHED]
+        lines.append([f"{each['formula']}, {each['widths']}", *published, *(error(each[name]) for name in OURS)])
     return rows_of(lines)
 
 
@@ -49,11 +51,11 @@ def error(found: dict[str, float]) -> str:
 
 def faster(results: Sequence[dict[str, Any]]) -> str:
     """How long a training step of the others takes."""
-    said = []
-    for peer, name in PEERS.items():
-        beside = [f"{among(results, peer, ours)} as long as {as_what}" for ours, as_what in COMPILED.items()]
-        said.append(f"a training step of {name} takes {' and '.join(beside)}")
-    return f"On the paper's five functions for speed, {words.join(said)}."
+    said = [
+        f"{name} takes {' and '.join(f'{among(results, peer, ours)} {as_what}' for ours, as_what in COMPILED.items())}"
+        for peer, name in PEERS.items()
+    ]
+    return f"On the paper's five functions for speed, a training step of {'; one of '.join(said)}."
 
 
 def among(results: Sequence[dict[str, Any]], peer: str, ours: str) -> str:
