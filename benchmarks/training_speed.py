@@ -107,18 +107,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure_function(target: Target, effort: Effort, skipped: list[dict[str, str]]) -> dict[str, Any]:
     """Steps of every network that learns it; those that cannot be had are `skipped`, with the reason."""
     shape = shape_of(target.widths, target.grid, target.order)
-    graph = find_device() == "cuda"
-    engines: dict[str, TorchEngine] = {FAST: "torch CUDA graph" if graph else "torch.compile"}
-    found = measure(shape, [target.rows(ROWS, seed=0)], (FAST, EAGER, *PEERS), engines, effort, skipped)
+    found = measure(shape, [target.rows(ROWS, seed=0)], (FAST, EAGER, *PEERS), effort, skipped)
     row = {"name": target.name, "formula": target.formula, "network": list(target.widths), "grid": target.grid}
     return {**row, **found, "published": dict(zip(PUBLISHED_NAMES, PUBLISHED[target.name], strict=True))}
 
 
 def measure_wide(widths: tuple[int, ...], effort: Effort, skipped: list[dict[str, str]]) -> dict[str, Any]:
-    """Forward and backward pass of a wide network and its peers, all as they are."""
+    """Forward and backward pass of a wide network and its peers."""
+    # Compiling takes longer than a quick run has.
+    names = (EAGER, *WIDE_PEERS) if effort is QUICK else (FAST, EAGER, *WIDE_PEERS)
     x = torch.rand(WIDE_ROWS, widths[0], generator=torch.Generator().manual_seed(0))
     examples = [(x, x.mean(dim=1, keepdim=True))]
-    found = measure(shape_of(widths, 5, 3), examples, (EAGER, *WIDE_PEERS), {}, effort, skipped, adam=False)
+    found = measure(shape_of(widths, 5, 3), examples, names, effort, skipped, adam=False)
     return {"network": list(widths), "rows": WIDE_ROWS, **found}
 
 
@@ -126,18 +126,18 @@ def measure(
     shape: Shape,
     examples: Sequence[tuple[Tensor, Tensor]],
     names: Sequence[str],
-    engines: Mapping[str, TorchEngine],
     effort: Effort,
     skipped: list[dict[str, str]],
     *,
     adam: bool = True,
 ) -> dict[str, Any]:
     """Each network's seconds a step, and how many times as long as each of ours it takes."""
+    fast: TorchEngine = "torch CUDA graph" if find_device() == "cuda" else "torch.compile"
     turns: dict[str, Turn] = {}
     for name in names:
         try:
             for network, module in networks(name, shape).items():
-                turns[network] = turns_on(module, examples, engine=engines.get(name, "torch"), adam=adam)
+                turns[network] = turns_on(module, examples, engine=fast if name == FAST else "torch", adam=adam)
         except RelukanError as error:
             skipped.append({"what": f"{list(shape.widths)}: {name}", "why": str(error)})
     taken: dict[str, list[Rounds]] = {name: [] for name in turns}
