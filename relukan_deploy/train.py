@@ -107,7 +107,7 @@ def fit(
     hidden: Sequence[int] = (64,),
     grid: int | Sequence[int] = 5,
     order: int = 3,
-    normalization: Normalization = "fixed",
+    normalization: Normalization = "peak",
     power: int = 2,
     train_intervals: bool = True,
     batch_norm: bool = False,
@@ -145,7 +145,8 @@ def fit(
             for the inputs, which None leaves unnamed.
         task: None infers it from the target, see `Table.infer_task`.
         hidden: widths of the hidden layers; () for a single layer.
-        grid, order, normalization, power, train_intervals: as for `ReLUKANLayer`. Several grids, each finer than
+        grid, order, normalization, power, train_intervals: as for `ReLUKANLayer`, but that the papers' normalisation,
+            "peak", is the default: with it bumps do not lose their height as they move. Several grids, each finer than
             the one before, are trained one after the other, see `refine`: each begins as the best copy of the
             one before, and has its share of the epochs, a learning rate from the start and patience of its own.
         batch_norm: as for `ReLUKAN`. It keeps a deep network alive at high learning rates; at the usual one a
@@ -156,9 +157,10 @@ def fit(
         epochs: the most passes over the training rows, over all grids; with LBFGS, an epoch is twenty iterations.
         batch_size: rows for one step; None is a 32nd of the training rows, within 16 and 1024. Over several
             processes it is the sum of theirs.
-        learning_rate: at the start; it falls to 0 along a cosine over the epochs. None is 2e-3. With LBFGS it is
-            the first length that a line search tries, always, and None is 1.
-        weight_decay: of AdamW, on the coefficients; None is 0.1.
+        learning_rate: at the start; it falls to 0 along a cosine over the epochs. None is 0.1 over the number
+            of inputs of all layers together, within 0.002 and 0.02. With LBFGS it is the first length that a line
+            search tries, always, and None is 1.
+        weight_decay: of AdamW, on the coefficients; None is 0.001.
         l1, entropy: weights of KAN's penalties on the edges, in units of the loss: the L1 norm leaves edges small that
             are not needed, for `prune` to take out; the entropy prefers few large edges.
         amp: compute matrix products in bfloat16.
@@ -241,9 +243,9 @@ def _fit(
     network = options.network(examples.x.shape[1], examples.outputs, ranges).to(processes.device)
     watched = rows.held_out_x[:: -(-len(held_out) // _WATCHED_ROWS)]
 
+    method = options.method(0, *rows.x.shape)
     best, history = Best(units), list[Epoch]()
-    with _threads(network, options, len(training)):
-        method = options.method(0, len(training))
+    with _threads(network, method.batch_size, options.grids[-1]):
         share = slice(-(-method.batch_size // processes.size))
         memory = step_bytes(network, rows.x[share], rows.y[share], method)
         course = Course(network, rows, options, processes)
@@ -299,11 +301,11 @@ def _fit(
 
 
 @contextlib.contextmanager
-def _threads(network: ReLUKAN, options: Options, rows: int) -> Iterator[None]:
+def _threads(network: ReLUKAN, batch_size: int, grid: int) -> Iterator[None]:
     """As many threads as there are, or one where there is little to share out."""
-    elements = max(network.config["widths"]) * (options.grids[-1] + options.order)  # of one row's basis
+    elements = max(network.config["widths"]) * (grid + network.config["order"])  # of one row's basis
     threads = torch.get_num_threads()
-    if options.method(0, rows).batch_size * elements < _ELEMENTS_FOR_THREADS:
+    if batch_size * elements < _ELEMENTS_FOR_THREADS:
         torch.set_num_threads(1)
     try:
         yield

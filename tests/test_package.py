@@ -106,10 +106,9 @@ NEED_TORCH = {
         "relukan_deploy.pruning",
         "relukan_deploy.refinement",
         "relukan_deploy.train",
-        "relukan_deploy._loop",
         "relukan_deploy.bench.fitting",
     ),
-    *(name for name in MODULES if name.startswith("relukan_deploy.bench.peers.")),
+    *(name for name in MODULES if name.startswith(("relukan_deploy.bench.peers.", "relukan_deploy.training."))),
 }
 SERVER = "relukan_deploy.runtime.serving."  # imported by what says first that its extra is missing
 

@@ -106,7 +106,7 @@ class Course:
         self._stage = stage
         self._best = (-math.inf, -math.inf)
         self._stale = 0
-        self._method = self._options.method(stage, len(self._rows.x))
+        self._method = self._options.method(stage, *self._rows.x.shape)
         self._trainer = Trainer(network, self._rows.x, self._rows.y, self._method, self._processes)
 
     def _epoch(self) -> Measured:

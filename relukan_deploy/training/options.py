@@ -17,8 +17,7 @@ from .loop import Method, Optimizer, usual_batch_size
 
 __all__ = ["Options", "find_device"]
 
-_LEARNING_RATES = {"adam": 2e-3, "lbfgs": 1.0}
-_WEIGHT_DECAYS = {"adam": 0.1, "lbfgs": 0.0}
+_WEIGHT_DECAY = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,21 +100,23 @@ class Options:
                 train_intervals=self.train_intervals,
                 batch_norm=self.batch_norm,
                 # What comes without is made for one hidden layer, and does well there.
-                initialization="linear" if len(self.hidden) > 1 else "reference",
+                initialization="reference" if len(self.hidden) == 1 else "linear",
                 input_range=input_range,
             )
 
-    def method(self, stage: int, rows: int) -> Method:
-        """How the network is trained on one of the grids, on so many rows."""
+    def method(self, stage: int, rows: int, inputs: int) -> Method:
+        """How the network is trained on one of the grids, on so many rows of so many inputs."""
         share = self.epochs * (stage + 1) // len(self.grids) - self.epochs * stage // len(self.grids)
         adam = self.optimizer == "adam"
+        # A step of Adam moves every weight alike, and so an answer the more, the more inputs there are on the way.
+        rate = min(max(0.1 / (inputs + sum(self.hidden)), 0.002), 0.02) if adam else 1.0
         return Method(
             epochs=share,
             batch_size=(self.batch_size or usual_batch_size(rows)) if adam else rows,
-            learning_rate=_LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
             seed=self.seed,
             optimizer=self.optimizer,
-            weight_decay=_WEIGHT_DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay,
+            weight_decay=_WEIGHT_DECAY if self.weight_decay is None else self.weight_decay,
             l1=self.l1,
             entropy=self.entropy,
             amp=self.amp,
