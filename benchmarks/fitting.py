@@ -85,8 +85,8 @@ Where the published table and its code disagree, or say less than one would like
 - The published KAN was fitted to eˣ where the table says x² + x + 1.
 - Its code trains every network once, without a seed, and tests it on 100 rows. The seeds of that training spread by
   half an order of magnitude here, more on the last function, and the published figure is mostly one of the lower ones.
-- On the last function some seeds stick, in whatever way it is trained, at errors of 0.5 to 1.6 where the variance of the
-  function is 3.6. A median does not show them; the range does.
+- On the last function some seeds stick, in whatever way it is trained, at errors of 0.5 to 1.6 where the variance
+  of the function is 3.6. A median does not show them; the range does.
 - `fit` trains on 800 of the 1000 rows, as it needs the others to choose the best epoch; the reference's on all.
 """
 
