@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 ROWS, TEST_ROWS = 1000, 1000
 VALIDATION = 0.2
+FIRST_SEED = 100  # those below are the ones on which the defaults of `fit` were chosen
 FIRST_TEST_SEED = 1000  # the rows that are tested on are no one's to train on
 
 
@@ -138,7 +139,7 @@ def measure(target: Target, effort: Effort) -> dict[str, Any]:
 def errors(target: Target, train: Callable[[Tensor, Tensor, int], nn.Module], seeds: int) -> dict[str, Any]:
     """Of each seed the mean squared error on rows never seen, and the mean of the seconds."""
     found, seconds = [], []
-    for seed in range(seeds):
+    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         x, y = target.rows(ROWS, seed)
         began = time.perf_counter()
         network = train(x, y, seed)
