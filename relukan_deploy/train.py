@@ -185,6 +185,8 @@ def fit(
         MissingDeviceError: the device is not there.
         RelukanError: the network cannot be compiled.
     """
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+        raise InputError(f"hidden must be the widths of the hidden layers, such as (64,), got {hidden!r}")
     options = Options(
         task=task,
         hidden=tuple(hidden),
@@ -244,6 +246,12 @@ def _fit(
     watched = rows.held_out_x[:: -(-len(held_out) // _WATCHED_ROWS)]
 
     method = options.method(0, *rows.x.shape)
+    least = 2 if options.batch_norm else 1
+    if method.batch_size < least * processes.size:
+        raise InputError(
+            f"a step needs {least * processes.size} rows, {least} for each process, and has {method.batch_size}: "
+            "choose a larger batch_size, fewer processes, or a smaller validation"
+        )
     best, history = Best(units), list[Epoch]()
     with _threads(network, method.batch_size, options.grids[-1]):
         share = slice(-(-method.batch_size // processes.size))
@@ -251,11 +259,12 @@ def _fit(
         course = Course(network, rows, options, processes)
         saver = None if path is None else Saver(path, options, examples, processes)
         state = saver.read() if saver and resume else None
-        if state is not None:
-            course.load(state["course"])
-            best.load(state["best"])
-            history = [Epoch(*each) for each in state["history"]]
-            began -= state["seconds"]
+        if saver and state is not None:
+            with saver.reading():
+                course.load(state["course"])
+                best.load(state["best"])
+                history = [Epoch(*each) for each in state["history"]]
+                began -= state["seconds"]
 
         def written() -> dict[str, Any]:
             epochs = [dataclasses.astuple(each) for each in history]

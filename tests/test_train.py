@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,14 @@ def test_the_best_network_is_written_when_training_is_cut_short(tmp_path: Path, 
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"validation": 1.0}, r"validation must be a fraction of the rows between 0 and 1, got 1\.0"),
         ({"learning_rate": 0.0}, r"learning_rate must be greater than 0, got 0\.0"),
+        ({"epochs": 2.5}, r"epochs must be a whole number, got 2\.5"),
+        ({"epochs": None}, "epochs must be a whole number, got None"),
+        ({"batch_size": math.nan}, "batch_size must be a whole number, got nan"),
+        ({"l1": "0.1"}, "l1 must be a number, got '0.1'"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"amp": 1}, "amp must be True or False, got 1"),
+        ({"hidden": 5}, r"hidden must be the widths of the hidden layers, such as \(64,\), got 5"),
+        ({"batch_norm": True, "validation": 0.999}, "a step needs 2 rows, 2 for each process, and has 1: choose"),
         ({"batch_norm": True, "batch_size": 1}, "batch_norm needs at least 2 rows at a time, got batch_size 1"),
         ({"hidden": (0,)}, "out_features must be a whole number of at least 1, got 0"),
         ({"device": "toaster"}, "device must be 'auto', 'cpu' or 'cuda', got 'toaster'"),

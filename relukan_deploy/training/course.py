@@ -46,7 +46,7 @@ class Measured(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.score)
+        return all(map(math.isfinite, self))
 
 
 class Course:

@@ -148,7 +148,7 @@ class Trainer(Generic[Network]):
     def _backward(self, rows: Tensor) -> Tensor:
         """Adds the gradient of the mean loss over the rows; returns this process's share of that loss."""
         own = self._processes.own(rows)
-        parts = torch.split(own, self._method.micro_batch or len(own))
+        parts = _batches(own, self._method.micro_batch or len(own), 2)
         loss = self._x.new_zeros(())
         for number, part in enumerate(parts, 1):
             share = len(part) / len(rows)

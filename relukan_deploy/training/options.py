@@ -8,6 +8,7 @@ import math
 import re
 from typing import get_args
 
+import numpy as np
 import torch
 
 from ..errors import InputError, MissingDeviceError
@@ -18,6 +19,13 @@ from .loop import Method, Optimizer, usual_batch_size
 __all__ = ["Options", "find_device"]
 
 _WEIGHT_DECAY = 1e-3
+# What each option is, in the words of an error; those that may be None as well.
+_KINDS: tuple[tuple[str, tuple[type, ...], tuple[str, ...]], ...] = (
+    ("a whole number", (int,), ("epochs", "batch_size", "micro_batch", "patience", "seed")),
+    ("a number", (int, float), ("learning_rate", "weight_decay", "l1", "entropy", "validation")),
+    ("True or False", (bool,), ("train_intervals", "batch_norm", "amp", "compile")),
+)
+_OPTIONAL = ("batch_size", "micro_batch", "learning_rate", "weight_decay")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +63,7 @@ class Options:
             raise InputError(f"task must be one of {get_args(Task)} or None, got {self.task!r}")
         if self.optimizer not in get_args(Optimizer):
             raise InputError(f"optimizer must be one of {get_args(Optimizer)}, got {self.optimizer!r}")
+        self._check_kinds()
         for name in ("epochs", "batch_size", "micro_batch", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -78,6 +87,16 @@ class Options:
             if self.batch_norm and getattr(self, name) == 1:
                 raise InputError(f"batch_norm needs at least 2 rows at a time, got {name} 1: choose a larger one")
         self._check_grids()
+
+    def _check_kinds(self) -> None:
+        for words, kinds, names in _KINDS:
+            for name in names:
+                value = getattr(self, name)
+                if isinstance(value, np.generic):  # the state of a training holds plain values
+                    value = value.item()
+                    object.__setattr__(self, name, value)
+                if type(value) not in kinds and not (value is None and name in _OPTIONAL):
+                    raise InputError(f"{name} must be {words}, got {value!r}")
 
     def _check_grids(self) -> None:
         grids = self.grids
@@ -112,7 +131,7 @@ class Options:
         rate = min(max(0.1 / (inputs + sum(self.hidden)), 0.002), 0.02) if adam else 1.0
         return Method(
             epochs=share,
-            batch_size=(self.batch_size or usual_batch_size(rows)) if adam else rows,
+            batch_size=min(self.batch_size or usual_batch_size(rows), rows) if adam else rows,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             seed=self.seed,
             optimizer=self.optimizer,
@@ -121,7 +140,7 @@ class Options:
             entropy=self.entropy,
             amp=self.amp,
             compile=self.compile,
-            micro_batch=self.micro_batch,
+            micro_batch=None if self.micro_batch is None else min(self.micro_batch, rows),
         )
 
 

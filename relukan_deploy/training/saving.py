@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import math
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +16,12 @@ import torch
 
 from .._files import replacing_file, sha256, state_path
 from ..checkpoint import save
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, RelukanError
 from ..importers.own import network_of
 from ..model import ReLUKAN, ReLUKANLayer
 from .course import Measured
 from .examples import Examples, Units
+from .memory import is_out_of_memory
 from .options import Options
 from .processes import Processes
 
@@ -128,11 +130,12 @@ class Saver:
         path = state_path(self._out)
         if not path.exists():
             return None
-        try:
+        with self.reading():
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:  # torch.load does not compare checksums
+                    raise ValueError("a checksum does not match")
             content = torch.load(path, map_location="cpu", weights_only=True)
-            found, options, data = content["format"], content["options"], content["data"]
-        except Exception as error:  # whatever a damaged file leads to
-            raise CheckpointError(f"{path} cannot be read: begin anew, without resume") from error
+            found, options, data = content["format"], dict(content["options"]), content["data"]
         if found != _FORMAT:
             raise CheckpointError(f"{path} is a {found!r}, this release reads {_FORMAT!r}: begin anew, without resume")
         for name, value in self._options.items():
@@ -144,6 +147,17 @@ class Saver:
         if data != self._data:
             raise InputError(f"{path} was begun with other data: give the same to go on, or begin anew, without resume")
         return content  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """In which whatever a damaged state leads to becomes a CheckpointError."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, RelukanError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+                raise
+            path = state_path(self._out)
+            raise CheckpointError(f"{path} cannot be read: begin anew, without resume") from error
 
 
 @contextlib.contextmanager

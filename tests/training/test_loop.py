@@ -101,6 +101,12 @@ def test_a_single_row_left_over_joins_the_batch_before() -> None:
     assert losses[1] < losses[0]
 
 
+def test_a_single_row_left_over_joins_the_micro_batch_before() -> None:
+    x, y = rows(32)
+    _, losses = trained(network(batch_norm=True), x, y, dataclasses.replace(METHOD, micro_batch=5))
+    assert losses[1] < losses[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [METHOD, dataclasses.replace(METHOD, optimizer="lbfgs", learning_rate=1.0)])
 def test_compiled_it_takes_the_same_steps(method: Method) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from relukan_deploy.errors import CheckpointError, InputError
@@ -101,6 +103,40 @@ def test_a_damaged_state_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.pt.resume").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"m\.pt\.resume cannot be read: begin anew, without resume"):
         fit(*problem(), **OPTIONS, out=tmp_path / "m.pt", resume=True)
+
+
+def test_a_state_with_a_wrong_bit_in_any_tensor_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path / "m.pt", 1)
+    path = tmp_path / "m.pt.resume"
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        places = [
+            whole.index(archive.read(entry), entry.header_offset + 30 + len(entry.filename))
+            for entry in archive.infolist()
+            if "/data/" in entry.filename
+        ]
+    assert len(places) > 20
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match="cannot be read: begin anew"):
+            fit(*problem(), **OPTIONS, out=tmp_path / "m.pt", resume=True)
+
+
+@pytest.mark.parametrize("name", ["course", "best", "history", "options"])
+@pytest.mark.parametrize("content", [1, [[]], {"stage": 7}])
+def test_a_state_that_holds_something_else_is_refused(name: str, content: object, tmp_path: Path) -> None:
+    interrupted(tmp_path / "m.pt", 1)
+    path = tmp_path / "m.pt.resume"
+    torch.save({**torch.load(path, weights_only=True), name: content}, path)
+    with pytest.raises((CheckpointError, InputError), match=r"m\.pt\.resume"):
+        fit(*problem(), **OPTIONS, out=tmp_path / "m.pt", resume=True)
+
+
+def test_numbers_of_numpy_can_be_resumed(tmp_path: Path) -> None:
+    options = {"learning_rate": np.float64(0.01), "epochs": np.int64(12)}
+    interrupted(tmp_path / "m.pt", 1, **options)
+    result = fit(*problem(), **{**OPTIONS, **options}, out=tmp_path / "m.pt", resume=True)
+    assert len(result.history) == 12
 
 
 def test_resuming_needs_a_checkpoint() -> None:
