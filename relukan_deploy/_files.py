@@ -35,8 +35,14 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
     If the block raises, what it wrote is removed and `path` is untouched. Where `path` is a link,
     what it leads to is replaced.
+
+    Raises:
+        FileExistsError: `path` is neither a file nor a folder, but a device such as /dev/null.
+        IsADirectoryError: it is a folder.
     """
     path = path.resolve()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "it is there, and no regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)

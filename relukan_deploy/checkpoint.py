@@ -9,6 +9,7 @@ its numbers. State dicts of other libraries (importers/) are recognised by their
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,11 +111,15 @@ def save(
         **{name: list(value) if isinstance(value, tuple) else value for name, value in meaning.items()},
     }
     header["sha256"] = own.checksum(header, state)
+    # By way of memory: neither library says that a disk is full, and torch.save puts the file's name into the file.
+    if path.suffix == ".safetensors":
+        content = _safetensors().save(state, metadata={"relukan": json.dumps(header)})
+    else:
+        buffer = io.BytesIO()
+        torch.save({**header, "state_dict": state}, buffer)
+        content = buffer.getvalue()
     with replacing_file(path) as written:
-        if path.suffix == ".safetensors":
-            _safetensors().save_file(state, written, metadata={"relukan": json.dumps(header)})
-        else:
-            torch.save({**header, "state_dict": state}, written)
+        written.write_bytes(content)
 
 
 def load_checkpoint(

@@ -8,6 +8,7 @@ import pickle
 import random
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +162,13 @@ def test_a_pt_file_is_one_that_torch_reads_as_weights_only(tmp_path: Path) -> No
     assert all(torch.equal(content["state_dict"][key], value) for key, value in model.state_dict().items())
 
 
+def test_the_same_network_gives_the_same_bytes_under_any_name(tmp_path: Path) -> None:
+    model = ReLUKAN([2, 1])
+    for name in ("one.pt", "another.pt"):
+        save(model, tmp_path / name)
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
+
+
 def test_a_path_may_be_a_string(tmp_path: Path) -> None:
     save(network(), str(tmp_path / "model.pt"))
     assert load_checkpoint(str(tmp_path / "model.pt")).model.config["widths"] == [2, 3, 2]
@@ -169,21 +177,20 @@ def test_a_path_may_be_a_string(tmp_path: Path) -> None:
 # --- writing
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are of Unix")
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_error_while_saving_leaves_the_old_file_and_no_other(
-    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_room_is_told_as_such_and_leaves_the_old_file_and_no_other(tmp_path: Path, suffix: str) -> None:
+    import resource
+
     path = saved(tmp_path, suffix)
     before = path.read_bytes()
-
-    def half(content: object, written: Path, **_: object) -> None:
-        written.write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("torch.save", half)
-    monkeypatch.setattr("safetensors.torch.save_file", half)
-    with pytest.raises(OSError, match="No space left"):
-        save(network(), path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(network(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
 

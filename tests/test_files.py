@@ -98,6 +98,16 @@ def test_a_file_has_the_permissions_any_new_file_has(tmp_path: Path, umask: int)
     assert mode(tmp_path / "model.pt") == 0o666 & ~umask
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"  # /dev/null, to a test
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match="no regular file"), replacing_file(pipe) as written:
+        written.write_bytes(b"new")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_a_folder_in_the_way_is_left_as_it_is(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "model.pt", kept="kept")
     with pytest.raises(IsADirectoryError), replacing_file(folder) as written:

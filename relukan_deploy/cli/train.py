@@ -162,9 +162,9 @@ def _train(arguments: argparse.Namespace) -> None:
         f"(epoch {result.best_epoch}, the best of {len(result.history)}), {result.seconds:.1f} s, "
         f"{_size(result.step_bytes)} of memory for a step"
     )
+    say(f"Wrote {out}")
     if picture is not None and is_first():
         _draw(result, table, picture, say)
-    say(f"Wrote {out}")
     say(f"Next: relukan-export {shlex.quote(str(out))} --trt")
 
 

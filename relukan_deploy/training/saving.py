@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import io
 import math
 import time
 import zipfile
@@ -99,8 +100,10 @@ class Saver:
         self.write_best(best)
         header = {"format": _FORMAT, "options": self._options, "data": self._data}
         path = state_path(self._out)
+        buffer = io.BytesIO()  # torch.save itself does not say that a disk is full
+        torch.save({**header, **state()}, buffer)
         with _telling(path), replacing_file(path) as written:
-            torch.save({**header, **state()}, written)
+            written.write_bytes(buffer.getbuffer())
         now = time.monotonic()
         self._next = now + max(_LEAST_PAUSE, (now - began) / _MOST_SHARE)
 
@@ -132,8 +135,9 @@ class Saver:
             return None
         with self.reading():
             with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:  # torch.load does not compare checksums
-                    raise ValueError("a checksum does not match")
+                # torch.load compares no checksums, and leaves a tensor undefined that is marked as a folder.
+                if archive.testzip() is not None or any(entry.external_attr & 0x10 for entry in archive.infolist()):
+                    raise ValueError("a checksum does not match, or a tensor is a folder")
             content = torch.load(path, map_location="cpu", weights_only=True)
             found, options, data = content["format"], dict(content["options"]), content["data"]
         if found != _FORMAT:
