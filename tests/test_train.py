@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from relukan_deploy.checkpoint import load_checkpoint
 from relukan_deploy.errors import InputError, MissingDeviceError, TableError
 from relukan_deploy.train import Epoch, FitResult, fit
+from relukan_deploy.training.course import Measured
 
 SMALL: dict[str, Any] = {"hidden": (), "epochs": 2, "device": "cpu"}
 
@@ -63,6 +64,15 @@ def test_the_history_holds_every_epoch_and_the_best() -> None:
     assert [epoch.number for epoch in seen] == [1, 2, 3, 4, 5, 6]
     assert [epoch.best for epoch in seen] == np.maximum.accumulate([epoch.score for epoch in seen]).tolist()
     assert result.history[result.best_epoch - 1].score == result.score == seen[-1].best
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_an_epoch_with_any_number_that_is_not_finite_has_diverged(number: float) -> None:
+    sound = Measured(loss=0.5, held_out_loss=0.4, score=0.9)
+    assert sound.is_finite
+    assert not sound._replace(loss=number).is_finite
+    assert not sound._replace(held_out_loss=number).is_finite  # where a classification still has a score
+    assert not sound._replace(score=number).is_finite
 
 
 def test_training_stops_when_patience_is_spent() -> None:

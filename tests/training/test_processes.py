@@ -47,6 +47,13 @@ def test_two_processes_give_what_one_gives(options: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
+def test_a_batch_with_fewer_rows_than_processes_is_refused() -> None:
+    result = train(2, "m.pt", "--batch-size", "1")
+    assert result.returncode != 0
+    assert "relukan-train: error: a step needs 2 rows, 1 for each process, and has 1: choose" in result.stderr
+
+
+@pytest.mark.slow
 def test_normalisations_over_several_cpus_are_refused() -> None:
     result = train(2, "m.pt", "--batch-norm")
     assert result.returncode != 0
