@@ -25,6 +25,7 @@ from relukan_deploy.bench.stored import read
 from ._ratios import graph_of, run_ratios, spread, times
 from ._readme_imported import imported
 from ._readme_text import paragraph, rows_of
+from ._readme_training import fitting
 
 Json = list[dict[str, Any]]
 Way = tuple[str, Data]
@@ -67,7 +68,8 @@ def rewritten(text: str, folder: Path) -> str:
     Raises:
         SystemExit: a marker is missing, or is there twice.
     """
-    for name, figures in {"inference": inference, "imported": imported, "service": service}.items():
+    blocks = {"fitting": fitting, "inference": inference, "imported": imported, "service": service}
+    for name, figures in blocks.items():
         begin, end = BEGIN.format(name), END.format(name)
         if text.count(begin) != 1 or text.count(end) != 1:
             raise SystemExit(f"README.md must have each of these lines once:\n{begin}\n{end}")
