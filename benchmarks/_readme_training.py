@@ -71,6 +71,6 @@ def forgetting(found: dict[str, Any]) -> str:
     theirs = found["MLP over ReLU-KAN"] * ours
     return (
         f"Of five peaks that are learnt one after the other, the first four have a mean squared error of {ours:.1e} at "
-        f"the end if only the coefficients are trained, {usual:.1e} if bias and intervals are as well, and {theirs:.1e} "
-        "with the best MLP of as many parameters."
+        f"the end if only the coefficients are trained, {usual:.1e} if bias and intervals are as well, and "
+        f"{theirs:.1e} with the best MLP of as many parameters."
     )
