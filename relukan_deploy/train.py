@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,38 +21,14 @@ from .training.loop import Optimizer
 from .training.memory import is_out_of_memory, step_bytes
 from .training.options import Options, find_device
 from .training.processes import Processes, joined
-from .training.saving import Best, Saver
+from .training.record import Epoch, Record
+from .training.saving import Saver
 
 __all__ = ["Epoch", "FitResult", "fit"]
 
 _LEAST_ROWS = 10
 # A batch whose basis (batch, in, K) has fewer numbers than this is not worth more than one thread.
 _ELEMENTS_FOR_THREADS = 1 << 18
-# Of the held-out rows, so many at most are looked at for dead inputs.
-_WATCHED_ROWS = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class Epoch:
-    """One pass over the training rows.
-
-    Attributes:
-        number: from 1.
-        loss: mean training loss over the epoch: cross entropy, or squared error in units of the targets' variance;
-            with LBFGS, that before it, and penalties included.
-        held_out_loss: the same on the held-out rows, after the epoch, without penalties.
-        score: on the held-out rows, see `FitResult.score`.
-        best: the best score so far.
-        dead: for each layer, the fraction of its inputs, on a thousand held-out rows or so, that no bump reaches,
-            see `ReLUKAN.dead_inputs`. Where it nears 1, everything behind has stopped learning.
-    """
-
-    number: int
-    loss: float
-    held_out_loss: float
-    score: float
-    best: float
-    dead: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,7 +209,6 @@ def _fit(
     resume: bool,
     progress: Callable[[Epoch], None] | None,
 ) -> FitResult:
-    began = time.monotonic()
     training, held_out = split(examples.codes, examples.rows, options.validation, options.seed)
     units = scaling(examples, training)
     y = examples.y if units is None else ((examples.y - units[0]) / units[1]).astype(np.float32)
@@ -243,49 +216,17 @@ def _fit(
     rows = Rows(*(tensor.to(processes.device) for tensor in tensors))
     ranges = torch.from_numpy(input_range(examples, training))
     network = options.network(examples.x.shape[1], examples.outputs, ranges).to(processes.device)
-    watched = rows.held_out_x[:: -(-len(held_out) // _WATCHED_ROWS)]
-
     method = options.method(0, *rows.x.shape)
-    least = 2 if options.batch_norm else 1
-    if method.batch_size < least * processes.size:
-        raise InputError(
-            f"a step needs {least * processes.size} rows, {least} for each process, and has {method.batch_size}: "
-            "choose a larger batch_size, fewer processes, or a smaller validation"
-        )
-    best, history = Best(units), list[Epoch]()
+    share = slice(processes.share_of(method.batch_size, 2 if options.batch_norm else 1))
+    record = Record(units, rows.held_out_x)
+    saver = None if path is None else Saver(path, options, examples, processes)
     with _threads(network, method.batch_size, options.grids[-1]):
-        share = slice(-(-method.batch_size // processes.size))
         memory = step_bytes(network, rows.x[share], rows.y[share], method)
         course = Course(network, rows, options, processes)
-        saver = None if path is None else Saver(path, options, examples, processes)
-        state = saver.read() if saver and resume else None
-        if saver and state is not None:
-            with saver.reading():
-                course.load(state["course"])
-                best.load(state["best"])
-                history = [Epoch(*each) for each in state["history"]]
-                began -= state["seconds"]
-
-        def written() -> dict[str, Any]:
-            epochs = [dataclasses.astuple(each) for each in history]
-            seconds = time.monotonic() - began
-            return {"course": course.state(), "best": best.state(), "history": epochs, "seconds": seconds}
-
-        try:
-            for measured in course:
-                if not measured.is_finite:
-                    break
-                best.offer(len(history) + 1, measured, course.network)
-                history.append(Epoch(len(history) + 1, *measured, best.score, course.network.dead_inputs(watched)))
-                if progress is not None and processes.rank == 0:
-                    progress(history[-1])
-                if saver:
-                    saver.write(best, written)
-        finally:  # also when interrupted
-            if saver:
-                saver.write_best(best)
-        if saver:
-            saver.complete()
+        if saver and resume:
+            saver.resume(course, record)
+        _run(course, record, saver, progress if processes.rank == 0 else None)
+    best = record.best
     if best.model is None:
         raise InputError(
             f"training diverged in its first epoch: try a learning rate below {method.learning_rate:g}, "
@@ -299,14 +240,32 @@ def _fit(
         labels=examples.labels,
         score=best.score,
         score_name="R²" if examples.labels is None else "accuracy",
-        history=tuple(history),
+        history=tuple(record.history),
         best_epoch=best.epoch,
         validation_rows=held_out,
         rows=examples.rows,
-        seconds=time.monotonic() - began,
+        seconds=record.seconds,
         step_bytes=memory,
         path=path,
     )
+
+
+def _run(course: Course, record: Record, saver: Saver | None, progress: Callable[[Epoch], None] | None) -> None:
+    """Every epoch of the course that is left, until one diverges."""
+    try:
+        for measured in course:
+            if not measured.is_finite:
+                break
+            epoch = record.add(measured, course.network)
+            if progress is not None:
+                progress(epoch)
+            if saver:
+                saver.write(course, record)
+    finally:  # also when interrupted
+        if saver:
+            saver.write_best(record.best)
+    if saver:
+        saver.complete()
 
 
 @contextlib.contextmanager

@@ -55,6 +55,19 @@ class Processes:
             return contextlib.nullcontext()
         return module.no_sync()
 
+    def share_of(self, batch_size: int, least: int) -> int:
+        """The rows of a batch that a process takes at most, of which each has to have `least` or more.
+
+        Raises:
+            InputError: there are not enough.
+        """
+        if batch_size < least * self.size:
+            raise InputError(
+                f"a step needs {least * self.size} rows, {least} for each process, and has {batch_size}: "
+                "choose a larger batch_size, fewer processes, or a smaller validation"
+            )
+        return -(-batch_size // self.size)
+
     def own(self, rows: Tensor) -> Tensor:
         """This process's share of the rows."""
         return rows[self.rank :: self.size] if self.size > 1 else rows

@@ -3,72 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import io
-import math
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
 from .._files import replacing_file, sha256, state_path
 from ..checkpoint import save
 from ..errors import CheckpointError, InputError, RelukanError
-from ..importers.own import network_of
-from ..model import ReLUKAN, ReLUKANLayer
-from .course import Measured
-from .examples import Examples, Units
+from ..model import ReLUKAN
+from .course import Course
+from .examples import Examples
 from .memory import is_out_of_memory
 from .options import Options
 from .processes import Processes
+from .record import Best, Record
 
-__all__ = ["Best", "Saver"]
+__all__ = ["Saver"]
 
 _FORMAT = "relukan-deploy training 1"
 _LEAST_PAUSE = 1.0  # seconds between saves
 _MOST_SHARE = 0.05  # of the time spent on them
 
 
-class Best:
-    """The best network so far, in the units of the data and on the CPU.
-
-    Attributes:
-        model: None before there is one.
-        epoch: its number, from 1.
-        score: its score.
-    """
-
-    def __init__(self, units: Units | None) -> None:
-        self.model: ReLUKAN | None = None
-        self.epoch = 0
-        self.score = -math.inf
-        self._rank = (-math.inf, -math.inf)
-        self._units = units
-
-    def offer(self, epoch: int, measured: Measured, network: ReLUKAN) -> None:
-        """Keeps a copy of the network if it is better than the best so far."""
-        if measured.rank > self._rank:
-            self.model = _in_own_units(copy.deepcopy(network).cpu(), self._units)
-            self.epoch, self.score, self._rank = epoch, measured.score, measured.rank
-
-    def state(self) -> dict[str, Any] | None:
-        if self.model is None:
-            return None
-        values = {"epoch": self.epoch, "score": self.score, "rank": list(self._rank)}
-        return {**values, "config": self.model.config, "network": self.model.state_dict()}
-
-    def load(self, state: Mapping[str, Any] | None) -> None:
-        if state is not None:
-            self.model = network_of(state["config"], state["network"]).requires_grad_(True)
-            self.epoch, self.score, self._rank = state["epoch"], state["score"], tuple(state["rank"])
-
-
 class Saver:
-    """Writes the best network and, for `read`, the state of the training; of torchrun's processes, the first does.
+    """Writes the best network and, for `resume`, the state of the training; of torchrun's processes, the first does.
 
     Args:
         out: the checkpoint. The state lies beside it, see `state_path`, until training is complete.
@@ -88,7 +51,7 @@ class Saver:
         self._written: ReLUKAN | None = None
         self._next = 0.0
 
-    def write(self, best: Best, state: Callable[[], dict[str, Any]]) -> None:
+    def write(self, course: Course, record: Record) -> None:
         """Writes both, unless that was done a moment ago.
 
         Raises:
@@ -97,13 +60,13 @@ class Saver:
         began = time.monotonic()
         if began < self._next or not self._is_writer:
             return
-        self.write_best(best)
         header = {"format": _FORMAT, "options": self._options, "data": self._data}
         path = state_path(self._out)
         buffer = io.BytesIO()  # torch.save itself does not say that a disk is full
-        torch.save({**header, **state()}, buffer)
+        torch.save({**header, "course": course.state(), "record": record.state()}, buffer)
         with _telling(path), replacing_file(path) as written:
             written.write_bytes(buffer.getbuffer())
+        self.write_best(record.best)
         now = time.monotonic()
         self._next = now + max(_LEAST_PAUSE, (now - began) / _MOST_SHARE)
 
@@ -123,17 +86,17 @@ class Saver:
         if self._is_writer:
             state_path(self._out).unlink(missing_ok=True)
 
-    def read(self) -> dict[str, Any] | None:
-        """The state that was last written; None where there is none.
+    def resume(self, course: Course, record: Record) -> None:
+        """Takes both up where they were last written; where they never were, they remain as they are.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: the state cannot be read.
             InputError: it is of other data, or of other options.
         """
         path = state_path(self._out)
         if not path.exists():
-            return None
-        with self.reading():
+            return
+        with _reading(path):
             with zipfile.ZipFile(path) as archive:
                 # torch.load compares no checksums, and leaves a tensor undefined that is marked as a folder.
                 if archive.testzip() is not None or any(entry.external_attr & 0x10 for entry in archive.infolist()):
@@ -150,18 +113,20 @@ class Saver:
                 )
         if data != self._data:
             raise InputError(f"{path} was begun with other data: give the same to go on, or begin anew, without resume")
-        return content  # type: ignore[no-any-return]
+        with _reading(path):
+            course.load(content["course"])
+            record.load(content["record"])
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """In which whatever a damaged state leads to becomes a CheckpointError."""
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, RelukanError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
-                raise
-            path = state_path(self._out)
-            raise CheckpointError(f"{path} cannot be read: begin anew, without resume") from error
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """In which whatever a damaged state leads to becomes a CheckpointError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RelukanError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+            raise
+        raise CheckpointError(f"{path} cannot be read: begin anew, without resume") from error
 
 
 @contextlib.contextmanager
@@ -170,14 +135,3 @@ def _telling(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _in_own_units(model: ReLUKAN, units: Units | None) -> ReLUKAN:
-    """Folds the targets' mean and deviation into the last layer, in which the network is linear."""
-    if units is not None:
-        mean, deviation = (torch.from_numpy(values) for values in units)
-        last = cast(ReLUKANLayer, model.layers[-1])  # nn.ModuleList forgets what it holds
-        with torch.no_grad():
-            last.weight.copy_(last.weight.double() * deviation[:, None, None])
-            last.bias.copy_(last.bias.double() * deviation + mean)
-    return model.requires_grad_(True)

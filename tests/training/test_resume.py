@@ -122,7 +122,7 @@ def test_a_state_with_a_wrong_bit_in_any_tensor_is_refused(tmp_path: Path) -> No
             fit(*problem(), **OPTIONS, out=tmp_path / "m.pt", resume=True)
 
 
-@pytest.mark.parametrize("name", ["course", "best", "history", "options"])
+@pytest.mark.parametrize("name", ["course", "record", "options"])
 @pytest.mark.parametrize("content", [1, [[]], {"stage": 7}])
 def test_a_state_that_holds_something_else_is_refused(name: str, content: object, tmp_path: Path) -> None:
     interrupted(tmp_path / "m.pt", 1)
