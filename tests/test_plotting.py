@@ -7,12 +7,12 @@ import importlib.util
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import MakeSpec
 from networks import Array, bump_layers, random_network, spline_layers, spline_network
 from scipy.interpolate import BSpline
 from scipy.stats import pearsonr
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+MakeSpec = Callable[..., KanSpec]
 
 DATA = Path(__file__).parent / "data"
 LONG = "what was measured with a ruler on a $very$ long afternoon, in millimetres {} below the line"
