@@ -53,19 +53,24 @@ def _sum(x: Tensor) -> Tensor:
     return x.sum(dim=1, keepdim=True)
 
 
+def _sine(x: Tensor) -> Tensor:
+    return torch.sin(math.pi * x)
+
+
+def _sine_of_sum(x: Tensor) -> Tensor:
+    return torch.sin(math.pi * _sum(x))
+
+
+def _exponential(x: Tensor) -> Tensor:
+    return torch.exp(torch.sin(math.pi * x[:, :1]) + x[:, 1:].square())
+
+
 FITTING: tuple[Target, ...] = (
-    Target("sine", "sin πx", (1, 1), 5, 3, lambda x: torch.sin(math.pi * x)),
+    Target("sine", "sin πx", (1, 1), 5, 3, _sine),
     Target("fast sine", "sin 5πx + x", (1, 1), 5, 3, lambda x: torch.sin(5 * math.pi * x) + x),
     Target("parabola", "x² + x + 1", (1, 1), 5, 3, lambda x: x.square() + x + 1),
-    Target("sine of a sum", "sin(πx₁ + πx₂)", (2, 5, 1), 5, 3, lambda x: torch.sin(math.pi * _sum(x))),
-    Target(
-        "exponential",
-        "exp(sin πx₁ + x₂²)",
-        (2, 5, 1),
-        5,
-        3,
-        lambda x: torch.exp(torch.sin(math.pi * x[:, :1]) + x[:, 1:].square()),
-    ),
+    Target("sine of a sum", "sin(πx₁ + πx₂)", (2, 5, 1), 5, 3, _sine_of_sum),
+    Target("exponential", "exp(sin πx₁ + x₂²)", (2, 5, 1), 5, 3, _exponential),
     Target(
         "four inputs",
         "exp(sin(πx₁² + πx₂²) + sin(πx₃² + πx₄²))",
@@ -79,8 +84,8 @@ FITTING: tuple[Target, ...] = (
 )
 
 SPEED: tuple[Target, ...] = (
-    Target("f1", "sin πx", (1, 1), 5, 3, lambda x: torch.sin(math.pi * x)),
-    Target("f2", "sin(πx₁ + πx₂)", (2, 1), 5, 3, lambda x: torch.sin(math.pi * _sum(x))),
+    Target("f1", "sin πx", (1, 1), 5, 3, _sine),
+    Target("f2", "sin(πx₁ + πx₂)", (2, 1), 5, 3, _sine_of_sum),
     Target(
         "f3",
         "arctan(x₁ + x₁x₂ + x₂²)",
@@ -89,14 +94,7 @@ SPEED: tuple[Target, ...] = (
         3,
         lambda x: torch.arctan(x[:, :1] + x[:, :1] * x[:, 1:] + x[:, 1:].square()),
     ),
-    Target(
-        "f4",
-        "exp(sin πx₁ + x₂²)",
-        (2, 5, 1),
-        5,
-        3,
-        lambda x: torch.exp(torch.sin(math.pi * x[:, :1]) + x[:, 1:].square()),
-    ),
+    Target("f4", "exp(sin πx₁ + x₂²)", (2, 5, 1), 5, 3, _exponential),
     Target(
         "f5",
         "exp(sin(x₁² + x₂²) + sin(x₃² + x₄²))",

@@ -23,7 +23,7 @@ from .spec import KanSpec, Task
 if TYPE_CHECKING:
     from .model import ReLUKAN
 
-__all__ = ["Checkpoint", "Source", "load_checkpoint", "save"]
+__all__ = ["Checkpoint", "Source", "load_checkpoint", "pickled", "save"]
 
 Source = Literal["relukan-deploy", "relu_kan", "pykan", "efficient-kan"]
 
@@ -96,8 +96,6 @@ def save(
     Raises:
         InputError: columns or labels do not fit the network, or a weight is not finite.
     """
-    import torch
-
     path = Path(path)
     # What could not be exported is not written.
     spec = model.spec(task=task, columns=columns, targets=targets, labels=labels)
@@ -111,15 +109,22 @@ def save(
         **{name: list(value) if isinstance(value, tuple) else value for name, value in meaning.items()},
     }
     header["sha256"] = own.checksum(header, state)
-    # By way of memory: neither library says that a disk is full, and torch.save puts the file's name into the file.
+    # By way of memory: neither library says that a disk is full.
     if path.suffix == ".safetensors":
         content = _safetensors().save(state, metadata={"relukan": json.dumps(header)})
     else:
-        buffer = io.BytesIO()
-        torch.save({**header, "state_dict": state}, buffer)
-        content = buffer.getvalue()
+        content = pickled({**header, "state_dict": state})
     with replacing_file(path) as written:
         written.write_bytes(content)
+
+
+def pickled(content: Mapping[str, Any]) -> bytes:
+    """What torch.save would write; but it would put the file's name into the file, and not say that a disk is full."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def load_checkpoint(

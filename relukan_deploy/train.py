@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from .spec import KanSpec, Task
 from .table import Table
 from .training.course import Course, Rows
 from .training.examples import Examples, input_range, make_examples, scaling, split
-from .training.loop import Optimizer
+from .training.loop import Optimizer, one_thread
 from .training.memory import is_out_of_memory, step_bytes
 from .training.options import Options, find_device
 from .training.processes import Processes, joined
@@ -220,7 +220,9 @@ def _fit(
     share = slice(processes.share_of(method.batch_size, 2 if options.batch_norm else 1))
     record = Record(units, rows.held_out_x)
     saver = None if path is None else Saver(path, options, examples, processes)
-    with _threads(network, method.batch_size, options.grids[-1]):
+    elements = max(network.config["widths"]) * (options.grids[-1] + options.order)  # of one row's basis
+    small = method.batch_size * elements < _ELEMENTS_FOR_THREADS
+    with one_thread() if small else contextlib.nullcontext():
         memory = step_bytes(network, rows.x[share], rows.y[share], method)
         course = Course(network, rows, options, processes)
         if saver and resume:
@@ -266,19 +268,6 @@ def _run(course: Course, record: Record, saver: Saver | None, progress: Callable
             saver.write_best(record.best)
     if saver:
         saver.complete()
-
-
-@contextlib.contextmanager
-def _threads(network: ReLUKAN, batch_size: int, grid: int) -> Iterator[None]:
-    """As many threads as there are, or one where there is little to share out."""
-    elements = max(network.config["widths"]) * (grid + network.config["order"])  # of one row's basis
-    threads = torch.get_num_threads()
-    if batch_size * elements < _ELEMENTS_FOR_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _checked_path(out: str | Path | None, data: object, resume: bool) -> Path | None:

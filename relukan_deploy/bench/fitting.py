@@ -11,12 +11,11 @@ The learning rate is one of three, tried at the middle size with a quarter of th
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from ..errors import InputError, TableError
 from ..model import ReLUKAN
 from ..table import Table, read_table
 from ..training.examples import Examples, input_range, make_examples, scaling, split
-from ..training.loop import Method, Trainer, answers_of, loss_of, score_of, usual_batch_size
+from ..training.loop import Method, Trainer, answers_of, measure, one_thread, score_of, usual_batch_size
 from .peers import build
 from .results import OURS
 from .subjects import Shape
@@ -127,7 +126,7 @@ def train_family(
     sizes = _MLP_HIDDEN if family == MLP else _HIDDEN
     shapes = [_shape(family, rows, hidden, grid, order) for hidden in sizes]
     trained = []
-    with _one_thread():
+    with one_thread():
         say(f"training {family}: choosing the learning rate")
         middle = shapes[len(shapes) // 2]
         tried = {rate: _train(family, middle, rows, rate, -(-steps // 4))[1] for rate in _RATES}
@@ -143,17 +142,6 @@ def train_family(
     if not trained:
         raise InputError(f"training diverged in every size, at the learning rates {', '.join(map(str, _RATES))}")
     return trained
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Steps of a fraction of a millisecond cannot be shared out; see `fit`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _shape(family: str, rows: Rows, hidden: int, grid: int, order: int) -> Shape:
@@ -191,11 +179,10 @@ def _train(family: str, shape: Shape, rows: Rows, rate: float, steps: int) -> tu
     best, state = (-math.inf, -math.inf), model.state_dict()
     for _ in range(method.epochs):
         trainer.epoch()
-        answers = answers_of(trainer.average, x, _BLOCK)
-        rank = score_of(answers, y), -float(loss_of(answers, y))
-        if not math.isfinite(rank[1]):
+        loss, score = measure(trainer.average, x, y, _BLOCK)
+        if not math.isfinite(loss):
             break
-        if rank > best:
-            best, state = rank, copy.deepcopy(trainer.average.state_dict())
+        if (score, -loss) > best:
+            best, state = (score, -loss), copy.deepcopy(trainer.average.state_dict())
     model.load_state_dict(state)
     return model.eval(), best[0]

@@ -85,19 +85,10 @@ def _gradient(
     module: nn.Module, example: tuple[Tensor, Tensor], engine: TorchEngine
 ) -> Callable[[Tensor, Tensor], object]:
     """What leaves the gradient of the mean squared error of answers to x, wanted y, in the parameters."""
-    import torch
-
     from ..training.gradient import CompiledGradient
+    from ..training.loop import Method, Objective
 
-    class Loss(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return torch.nn.functional.mse_loss(self.module(x), y)
-
-    loss = Loss()
+    loss = Objective(module, Method(epochs=1, batch_size=len(example[0]), learning_rate=_RATE))
 
     def backward(x: Tensor, y: Tensor) -> None:
         loss(x, y).backward()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..importers.own import network_of
 from ..model import ReLUKAN
 from ..refinement import layers_of, refine
-from .loop import Method, Trainer, answers_of, loss_of, score_of
+from .loop import Method, Trainer, measure
 from .options import Options
 from .processes import Processes
 
@@ -115,6 +115,5 @@ class Course:
         if self._processes.rank == 0:
             network, rows = self.network, self._rows
             elements = max(layer.starts.numel() for layer in layers_of(network))  # of one row's basis
-            answers = answers_of(network, rows.held_out_x, max(1, _BLOCK_ELEMENTS // elements))
-            scored[1:] = float(loss_of(answers, rows.held_out_y)), score_of(answers, rows.held_out_y)
+            scored[1:] = measure(network, rows.held_out_x, rows.held_out_y, max(1, _BLOCK_ELEMENTS // elements))
         return Measured(*self._processes.agreed(scored))

@@ -7,11 +7,12 @@ tables worth half a percent of accuracy, and steadier from epoch to epoch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
@@ -22,7 +23,17 @@ from .gradient import CompiledGradient
 from .processes import ALONE, Processes
 from .sparsity import penalty
 
-__all__ = ["Method", "Objective", "Optimizer", "Trainer", "answers_of", "loss_of", "score_of", "usual_batch_size"]
+__all__ = [
+    "Method",
+    "Objective",
+    "Optimizer",
+    "Trainer",
+    "answers_of",
+    "measure",
+    "one_thread",
+    "score_of",
+    "usual_batch_size",
+]
 
 Optimizer = Literal["adam", "lbfgs"]
 
@@ -60,7 +71,7 @@ class Objective(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         method = self._method
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=method.amp):
+        with torch.autocast(x.device.type, torch.bfloat16) if method.amp else contextlib.nullcontext():
             if not (method.l1 or method.entropy):
                 return loss_of(self.network(x), y)
             *reached, answers = self.network.activations(x)  # type: ignore[operator]  # a ReLUKAN
@@ -196,6 +207,17 @@ def _lbfgs(network: nn.Module, method: Method) -> torch.optim.Optimizer:
     )
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Steps of a fraction of a millisecond cannot be shared out; see `fit`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def usual_batch_size(rows: int) -> int:
     """Rows for one step of so many training rows: a 32nd of them, within 16 and 1024."""
     return min(max(rows // 32, 16), 1024)
@@ -225,6 +247,12 @@ def loss_of(answers: Tensor, y: Tensor) -> Tensor:
 def answers_of(model: nn.Module, x: Tensor, block: int) -> Tensor:
     """The network's answers ``(rows, out)``, `block` rows at a time."""
     return torch.cat([model(rows) for rows in torch.split(x, block)])
+
+
+def measure(network: nn.Module, x: Tensor, y: Tensor, block: int) -> tuple[float, float]:
+    """The loss and the score of a network on rows, `block` at a time."""
+    answers = answers_of(network, x, block)
+    return float(loss_of(answers, y)), score_of(answers, y)
 
 
 def score_of(answers: Tensor, y: Tensor) -> float:

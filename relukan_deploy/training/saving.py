@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import time
 import zipfile
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ from pathlib import Path
 import torch
 
 from .._files import replacing_file, sha256, state_path
-from ..checkpoint import save
+from ..checkpoint import pickled, save
 from ..errors import CheckpointError, InputError, RelukanError
+from ..importers.own import MEANING
 from ..model import ReLUKAN
 from .course import Course
 from .examples import Examples
@@ -47,7 +47,7 @@ class Saver:
             for name, value in dataclasses.asdict(options).items()
         }
         self._data = sha256(examples.x.tobytes() + examples.y.tobytes())
-        self._meaning = {name: getattr(examples, name) for name in ("task", "columns", "targets", "labels")}
+        self._meaning = {name: getattr(examples, name) for name in MEANING}
         self._written: ReLUKAN | None = None
         self._next = 0.0
 
@@ -62,10 +62,9 @@ class Saver:
             return
         header = {"format": _FORMAT, "options": self._options, "data": self._data}
         path = state_path(self._out)
-        buffer = io.BytesIO()  # torch.save itself does not say that a disk is full
-        torch.save({**header, "course": course.state(), "record": record.state()}, buffer)
+        content = pickled({**header, "course": course.state(), "record": record.state()})
         with _telling(path), replacing_file(path) as written:
-            written.write_bytes(buffer.getbuffer())
+            written.write_bytes(content)
         self.write_best(record.best)
         now = time.monotonic()
         self._next = now + max(_LEAST_PAUSE, (now - began) / _MOST_SHARE)

@@ -22,6 +22,7 @@ from benchmarks.fitting import FIXED, PUBLISHED, REFERENCE, REFINED, TITLES, TRA
 from relukan_deploy.bench.peers.relu_kan import RowsReLUKAN
 from relukan_deploy.refinement import layers_of
 from relukan_deploy.train import fit
+from relukan_deploy.training.loop import one_thread
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed: pip install '.[bench]'"
@@ -38,11 +39,8 @@ def result(name: str, published: float, trained: tuple[float, float], refined: t
 def test_a_small_run_trains_in_every_way_and_writes_table_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    threads = torch.get_num_threads()
-    try:
+    with one_thread():  # which it sets itself; others are to have theirs again
         fitting.main(["--quick", "--json", str(tmp_path / "fitting.json")])
-    finally:
-        torch.set_num_threads(threads)
     found = json.loads((tmp_path / "fitting.json").read_text())
     table = (tmp_path / "fitting.md").read_text()
     assert [each["name"] for each in found["results"]] == list(PUBLISHED)

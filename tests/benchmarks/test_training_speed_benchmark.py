@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not install
 from benchmarks import training_speed
 from benchmarks._experiments import SPEED
 from benchmarks.training_speed import EAGER, FAST, PEERS, PUBLISHED, PUBLISHED_NAMES, WIDE_PEERS
+from relukan_deploy.training.loop import one_thread
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed: pip install '.[bench]'"
@@ -32,11 +33,8 @@ def result(*, over: dict[str, dict[str, list[float]]], **rest: Any) -> dict[str,
 def test_a_small_run_times_every_network_and_writes_table_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    threads = torch.get_num_threads()
-    try:
+    with one_thread():  # which it sets itself; others are to have theirs again
         training_speed.main(["--quick", "--json", str(tmp_path / "speed.json")])
-    finally:
-        torch.set_num_threads(threads)
     found = json.loads((tmp_path / "speed.json").read_text())
     (function,) = found["functions"]
     missing = {each["what"].split(": ")[1] for each in found["skipped"]}

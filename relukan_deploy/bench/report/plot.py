@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
-from ..._files import replacing_file
 from ...errors import InputError, MissingDependencyError
+from ...plotting import write_figure
 from ..results import Results
 from . import words
 from .groups import Group, Line, groups, machines
@@ -37,15 +36,13 @@ def write_plot(results: Results, path: str | Path) -> None:
     if not found:
         raise InputError("nothing was measured, so there is nothing to plot; see what was skipped, and why")
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("A plot", "matplotlib", "bench") from error
 
     columns = min(2, len(found))
     rows = -(-len(found) // columns)
-    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), dpi=160, layout="constrained", facecolor="white")
     for index, group in enumerate(found):
         title = f"{results.bundle}: {group.title}" if len(found) == 1 else group.title
         _draw(figure.add_subplot(rows, columns, index + 1), group, title)
@@ -53,9 +50,7 @@ def write_plot(results: Results, path: str | Path) -> None:
     unsteady = any(timing.is_unsteady for group in found for line in group.chosen() for timing in line.timings)
     note = [words.UNSTEADY_NOTE.replace(f"{words.UNSTEADY} unsteady", "hollow")] if unsteady else []
     figure.supxlabel(_plain("\n".join([*measured, *note])), color=_DIM, fontsize=8)
-    with replacing_file(path) as written, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # a sign that the font lacks is drawn as a box
-        figure.savefig(written, format="png", facecolor="white")
+    write_figure(figure, path)
 
 
 def _draw(axes: Any, group: Group, title: str) -> None:
